@@ -1,0 +1,253 @@
+"""Local winner-takes-all competition as pure functions.
+
+The D units along one axis form B = D / U blocks of U competitors; unit ``b * U + u`` is competitor
+``u`` of block ``b``. In each block one winner passes its linear value, the others pass zero
+(Panousis & Chatzis, "DISCOVER", NeurIPS 2023, arXiv 2310.04929). Three scales are kept apart::
+
+    z = beta h + s g,  g ~ Gumbel(0, 1)     beta: logit scale, s: noise scale
+    winner = argmax_u z                     so P(winner) = q = softmax(beta h / s)
+    p = softmax(z / tau)                    tau shapes the gradient only, never who wins
+    y_v = xi_v h_v                          xi is one-hot at the winner; a winner may be negative
+
+Arithmetic is float32 for half-precision inputs, inside autocast and out, and the input's own
+precision otherwise.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Winners(NamedTuple):
+    """Outcome of a competition.
+
+    Attributes:
+        values: same shape and dtype as the input; each block's winner keeps its value, the rest are 0.
+        winner: int64, the input's shape with the unit axis D replaced by B; the winner's place
+            0 ... U - 1 within its block. It comes from the competition itself, so a negative
+            winner, or one whose value is exactly zero, is still the unit that fired.
+    """
+
+    values: Tensor
+    winner: Tensor
+
+
+def to_blocks(x: Tensor, competitors: int, dim: int) -> Tensor:
+    """View ``(..., D, ...)`` as ``(..., B, U, ...)``, splitting axis ``dim`` into blocks.
+
+    Raises:
+        ValueError: where ``competitors`` is below 2 or does not divide D; names the nearest divisors.
+
+    >>> to_blocks(torch.zeros(3, 12), competitors=4, dim=-1).shape
+    torch.Size([3, 3, 4])
+    """
+    units = x.shape[dim]
+    if competitors < 2 or units % competitors:
+        raise ValueError(
+            f"{competitors} competitors do not divide {units} units; "
+            f"choose one of {', '.join(map(str, nearest_divisors(units, competitors)))}"
+        )
+    return x.unflatten(dim, (units // competitors, competitors))
+
+
+def nearest_divisors(units: int, competitors: int, count: int = 4) -> list[int]:
+    """Block sizes of at least 2 that divide ``units``, the ``count`` nearest in ratio, ascending.
+
+    >>> nearest_divisors(384, 23)
+    [16, 24, 32, 48]
+    """
+    divisors = [u for u in range(2, units + 1) if units % u == 0]
+    target = max(competitors, 1)
+    return sorted(sorted(divisors, key=lambda u: max(u / target, target / u))[:count])
+
+
+def draw_seed() -> Tensor:
+    """A fresh int64 seed, shape (), from torch's default CPU generator.
+
+    Seeds stay on the CPU: reading one there forces no device synchronisation.
+    """
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+
+
+@torch.library.custom_op("lwta::gumbel", mutates_args=())
+def _gumbel(like: Tensor, seed: Tensor) -> Tensor:
+    generator = torch.Generator(like.device).manual_seed(int(seed))
+    uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    # rand may return exactly 0, whose log is -inf; the smallest normal number stands in for it.
+    return uniform.clamp_min_(torch.finfo(like.dtype).tiny).log_().neg_().log_().neg_()
+
+
+@_gumbel.register_fake
+def _(like: Tensor, seed: Tensor) -> Tensor:
+    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+
+
+def gumbel_like(x: Float[Tensor, "*shape"], seed: Int[Tensor, ""]) -> Float[Tensor, "*shape"]:
+    """Gumbel(0, 1) noise of x's shape, dtype and device, a function of ``seed`` (int64, on the CPU).
+
+    >>> x, seed = torch.zeros(5), torch.tensor(7)
+    >>> bool((gumbel_like(x, seed) == gumbel_like(x, seed)).all())
+    True
+    """
+    return _gumbel(x, seed)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """y = xi h forward; the relaxed sample's gradient backward.
+
+    dL/dh_v = G_v xi_v + (beta / tau) p_v (G_v h_v - sum_u G_u h_u p_u), upstream gradient G.
+    """
+
+    @staticmethod
+    def forward(ctx, h, z, beta, tau, axis):
+        winner = z.argmax(axis, keepdim=True)
+        # exp and sum by hand: torch's softmax over a short contiguous axis is an order slower on CPUs.
+        relaxed = ((z - z.gather(axis, winner)) / tau).exp_()
+        relaxed /= relaxed.sum(axis, keepdim=True)
+        mask = one_hot(winner, z.shape[axis], axis)
+        ctx.save_for_backward(h, relaxed, mask)
+        ctx.scale, ctx.axis = beta / tau, axis
+        ctx.mark_non_differentiable(winner)
+        return _pass(h, mask), winner
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, _):
+        h, relaxed, mask = ctx.saved_tensors
+        weighted = upstream.to(relaxed.dtype) * h.to(relaxed.dtype)
+        mean = (weighted * relaxed).sum(ctx.axis, keepdim=True)
+        gradient = (weighted - mean).mul_(relaxed).mul_(ctx.scale)
+        gradient += torch.where(mask, upstream, 0)
+        return gradient.to(h.dtype), None, None, None, None
+
+
+def one_hot(
+    winner: Int[Tensor, "..."], competitors: int, axis: int
+) -> Bool[Tensor, "..."]:
+    """Boolean mask of the winners; ``winner`` has size 1 along ``axis``, the mask has ``competitors``."""
+    shape = [1] * winner.ndim
+    shape[axis] = competitors
+    return winner == torch.arange(competitors, device=winner.device).view(shape)
+
+
+def _pass(h: Tensor, mask: Tensor) -> Tensor:
+    # where, not a product: a loser that is inf or NaN must not reach the output as inf * 0.
+    return torch.where(mask, h, 0)
+
+
+def lwta(
+    x: Float[Tensor, "*shape"],
+    competitors: int,
+    *,
+    dim: int,
+    beta: float = 1.0,
+    noise: float = 0.0,
+    tau: float = 1.0,
+    seed: Int[Tensor, ""] | None = None,
+    relaxed: bool = False,
+) -> Winners:
+    """Let the units along ``dim`` compete in blocks of ``competitors``.
+
+    Args:
+        x: any rank, units along ``dim``: (N, D), (N, T, D), (N, D, H, W), ...
+        competitors: U, units in a block; divides the size of ``dim``.
+        dim: axis of the units, never guessed.
+        beta: logit scale.
+        noise: s, scale of the Gumbel noise; 0 is the deterministic competition.
+        tau: temperature of the relaxed gradient; has no effect on the values.
+        seed: int64 tensor of shape () on the CPU; the noise is a function of it. Needed where noise > 0.
+        relaxed: True (training): the gradient of the relaxed sample, straight through;
+            False (evaluation): the gradient of the hard mask alone, so that the function is
+            exactly piecewise linear.
+
+    Raises:
+        ValueError: where ``competitors`` does not divide the axis, ``tau`` is not positive,
+            ``noise`` is negative, or noise is asked for without a seed.
+        TypeError: where x is not floating point.
+
+    Source: arXiv 2310.04929, section 3; gradient in :class:`_StraightThrough`.
+
+    >>> x = torch.tensor([[-3.0, -1.0, 2.0, 5.0]])
+    >>> values, winner = lwta(x, competitors=2, dim=-1)
+    >>> values, winner
+    (tensor([[ 0., -1.,  0.,  5.]]), tensor([[1, 1]]))
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"competition needs a floating-point tensor, got {x.dtype}")
+    if noise < 0 or tau <= 0:
+        raise ValueError(f"noise must be at least 0 and tau above 0, got noise={noise}, tau={tau}")
+    dim = dim % x.ndim
+    axis = dim + 1
+    h = to_blocks(x, competitors, dim)
+    z = h.detach().to(_working_dtype(x)) * beta
+    if noise > 0:
+        if seed is None:
+            raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
+        z = z + noise * gumbel_like(z, seed)
+    if relaxed:
+        values, winner = _StraightThrough.apply(h, z, beta, tau, axis)
+    else:
+        winner = z.argmax(axis, keepdim=True)
+        values = _pass(h, one_hot(winner, competitors, axis))
+    return Winners(values.flatten(dim, axis), winner.squeeze(axis))
+
+
+def _working_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def winner_probabilities(
+    x: Float[Tensor, "..."], competitors: int, *, dim: int, beta: float = 1.0, noise: float = 1.0
+) -> Float[Tensor, "..."]:
+    """q = softmax(beta h / s) over each block, shape (..., B, U, ...) with U at ``dim + 1``.
+
+    At ``noise`` 0 there is no distribution to speak of: the winner wins with certainty and the
+    gradient is zero everywhere. Losses for a deterministic layer therefore ask for ``noise=1``.
+
+    >>> winner_probabilities(torch.zeros(1, 4), 2, dim=-1)
+    tensor([[[0.5000, 0.5000],
+             [0.5000, 0.5000]]])
+    """
+    dim = dim % x.ndim
+    h = to_blocks(x, competitors, dim).to(_working_dtype(x)) * beta
+    if noise > 0:
+        return (h / noise).softmax(dim + 1)
+    return one_hot(h.argmax(dim + 1, keepdim=True), competitors, dim + 1).to(h.dtype)
+
+
+def kl_to_uniform(q: Float[Tensor, "..."], *, dim: int) -> Float[Tensor, ""]:
+    """KL[q || uniform(U)] in nats, summed over a block's U, averaged over blocks, positions and batch.
+
+    Args:
+        q: winner probabilities with the competitors along ``dim``. Use
+            :func:`winner_probabilities`, for which this is the axis after its own ``dim``.
+
+    >>> float(kl_to_uniform(torch.full((2, 3, 4), 0.25), dim=-1))
+    0.0
+    """
+    competitors = q.shape[dim]
+    return (torch.xlogy(q, q * competitors)).sum(dim).mean()
+
+
+def usage_entropy(q: Float[Tensor, "..."], *, block_dim: int, dim: int) -> Float[Tensor, ""]:
+    """Entropy of the batch-averaged winner distribution, over log U, averaged over blocks.
+
+    1 where every unit of every block wins equally often over the batch, 0 where one unit of each
+    block always wins. Maximising it balances use and, unlike :func:`kl_to_uniform`, leaves each
+    sample free to be certain. Source: the diversity loss of wav2vec 2.0 (Baevski et al., 2020).
+
+    Args:
+        q: winner probabilities; blocks along ``block_dim``, competitors along ``dim``.
+
+    >>> sure = torch.eye(4).view(4, 1, 4)   # four samples, each certain of another winner
+    >>> round(float(usage_entropy(sure, block_dim=1, dim=2)), 6)
+    1.0
+    """
+    kept = {block_dim % q.ndim, dim % q.ndim}
+    over = [axis for axis in range(q.ndim) if axis not in kept]
+    mean = q.mean(over, keepdim=True) if over else q
+    entropy = -torch.xlogy(mean, mean).sum(dim)
+    return entropy.mean() / torch.log(torch.tensor(float(q.shape[dim]), device=q.device))

@@ -1,0 +1,196 @@
+"""Activation modules: local winner-takes-all, and top-k as its baseline."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lwta import functional
+from lwta.functional import Winners
+
+
+class Competition(nn.Module):
+    """The competition behind :class:`LWTA`; returns :class:`~lwta.functional.Winners`.
+
+    It stands as a module of its own so that a forward hook sees input, values and winners of every
+    call, in call order, while :class:`LWTA` drops in for any activation. Nothing of a call is kept.
+
+    Attributes:
+        noise, tau: plain floats, free to be scheduled during training.
+        seed: None, or the seed (int64 tensor) of the evaluation sample; see :func:`sampled`.
+    """
+
+    seed: Tensor | None
+
+    def __init__(
+        self, competitors: int, dim: int, beta: float = 1.0, noise: float = 1.0, tau: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.competitors, self.dim = competitors, dim
+        self.beta, self.noise, self.tau = beta, noise, tau
+        self.seed = None
+
+    def forward(self, x: Tensor) -> Winners:
+        noise, seed = self.noise, self.seed
+        if self.training:
+            seed = functional.draw_seed() if noise > 0 else None
+        elif seed is None:
+            noise = 0.0
+        return functional.lwta(
+            x, self.competitors, dim=self.dim, beta=self.beta, noise=noise, tau=self.tau,
+            seed=seed, relaxed=self.training,
+        )  # fmt: skip
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Winner probabilities of the input ``x``, (..., B, U, ...), for losses.
+
+        They are softmax(beta h / s). For a deterministic layer, s = 0, they are taken at s = 1:
+        its own are one-hot and carry no gradient.
+        """
+        return functional.winner_probabilities(
+            x, self.competitors, dim=self.dim, beta=self.beta, noise=self.noise or 1.0
+        )
+
+    def extra_repr(self) -> str:
+        return (
+            f"competitors={self.competitors}, dim={self.dim}, "
+            f"beta={self.beta:g}, noise={self.noise:g}, tau={self.tau:g}"
+        )
+
+
+class LWTA(nn.Module):
+    """Local winner-takes-all activation: of each block of ``competitors`` units, one fires.
+
+    Training draws Gumbel noise of scale ``noise`` and passes the relaxed gradient; evaluation takes
+    the argmax, or a seeded sample inside :func:`sampled`, and passes the hard mask's gradient.
+
+    Args:
+        competitors: U; divides the number of units.
+        dim: axis of the units: -1 for (N, D) and tokens, 1 for NCHW.
+        beta, noise, tau: logit scale, noise scale s and temperature, :func:`lwta.functional.lwta`.
+
+    Source: arXiv 2310.04929.
+
+    >>> layer = LWTA(competitors=2, dim=-1).eval()
+    >>> layer(torch.tensor([[-3.0, -1.0, 2.0, 5.0]]))
+    tensor([[ 0., -1.,  0.,  5.]])
+    """
+
+    def __init__(
+        self, competitors: int, dim: int, beta: float = 1.0, noise: float = 1.0, tau: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.competition = Competition(competitors, dim, beta, noise, tau)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.competition(x).values
+
+
+class TopK(nn.Module):
+    """The ``k`` largest units at each position after GELU; the rest are zero. A baseline.
+
+    Args:
+        k: units kept at each position.
+        dim: axis of the units.
+
+    >>> TopK(k=1, dim=-1)(torch.tensor([[-3.0, 10.0, 2.0]]))
+    tensor([[ 0., 10.,  0.]])
+    """
+
+    def __init__(self, k: int, dim: int) -> None:
+        super().__init__()
+        self.k, self.dim = k, dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.gelu(x)
+        kept = y.topk(self.k, self.dim).indices
+        return torch.zeros_like(y).scatter(self.dim, kept, y.gather(self.dim, kept))
+
+    def extra_repr(self) -> str:
+        return f"k={self.k}, dim={self.dim}"
+
+
+class Firing(NamedTuple):
+    """One call of one activation site.
+
+    Attributes:
+        inputs, values: what went in and what came out, units along ``dim``.
+        fired: bool, same shape: the winner of each block at an LWTA site, whatever its value;
+            exactly non-zero elsewhere.
+        dim: axis of the units.
+        winner: place of each block's winner, or None where nothing competes.
+    """
+
+    inputs: Tensor
+    values: Tensor
+    fired: Tensor
+    dim: int
+    winner: Tensor | None
+
+
+def competitions(model: nn.Module) -> dict[str, Competition]:
+    """The competitions of a model by the name of the LWTA module that holds them."""
+    return {
+        name: module.competition for name, module in model.named_modules() if isinstance(module, LWTA)
+    }
+
+
+@contextmanager
+def sampled(model: nn.Module, seed: int) -> Iterator[None]:
+    """Within this context evaluation draws its winners, as a function of ``seed``, instead of the argmax.
+
+    Each layer gets a seed of its own. The same seed gives the same winners for the same batch.
+    """
+    modules = list(competitions(model).values())
+    seeds = torch.Generator().manual_seed(seed)
+    try:
+        for module in modules:
+            module.seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=seeds)
+        yield
+    finally:
+        for module in modules:
+            module.seed = None
+
+
+@contextmanager
+def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list[Firing]]]:
+    """Collect every call of the named activation sites while the context is open.
+
+    Args:
+        model: any module.
+        sites: module name -> axis of the units. At an LWTA module the axis is its own.
+
+    Yields:
+        name -> its calls, in call order. Clear the lists to start anew.
+    """
+    calls: dict[str, list[Firing]] = {name: [] for name in sites}
+    handles = []
+    try:
+        for name, dim in sites.items():
+            module = model.get_submodule(name)
+            hook = _winners_hook if isinstance(module, LWTA) else _nonzero_hook
+            target = module.competition if isinstance(module, LWTA) else module
+            handles.append(target.register_forward_hook(hook(calls[name], dim)))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _winners_hook(calls: list[Firing], _: int):
+    def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> None:
+        x, dim = inputs[0], module.dim % inputs[0].ndim
+        mask = functional.one_hot(out.winner.unsqueeze(dim + 1), module.competitors, dim + 1)
+        calls.append(Firing(x, out.values, mask.flatten(dim, dim + 1), dim, out.winner))
+
+    return hook
+
+
+def _nonzero_hook(calls: list[Firing], dim: int):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        calls.append(Firing(inputs[0], out, out != 0, dim % out.ndim, None))
+
+    return hook

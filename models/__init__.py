@@ -1,0 +1,1 @@
+"""Glue to timm and Lightning: backbones made sparse, trained from config."""

@@ -1,0 +1,77 @@
+"""timm backbones made sparse, and loading a trained run."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from lwta.errors import InputError
+from models.swap import SwapReport, swap
+
+
+def create_backbone(
+    name: str,
+    num_classes: int,
+    *,
+    pretrained: bool = False,
+    backbone_args: dict[str, Any] | None = None,
+    **swap_args: Any,
+) -> tuple[nn.Module, SwapReport]:
+    """Build ``timm.create_model(name)`` and swap its activations.
+
+    Args:
+        name: timm architecture, or ``hf-hub:...`` / ``local-dir:...`` as timm takes them.
+        num_classes: size of the head.
+        pretrained: load timm's weights; they stay in place, the swap holds no parameters.
+        backbone_args: further arguments of ``timm.create_model``.
+        swap_args: arguments of :func:`models.swap.swap`.
+
+    Returns:
+        The network and what was swapped and left in it.
+    """
+    try:
+        model = timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, **(backbone_args or {})
+        )
+    except RuntimeError as error:
+        if "Unknown model" in str(error):
+            raise InputError(f"timm knows no model {name!r}; timm.list_models('*') lists them") from None
+        raise
+    return model, swap(model, image_size=image_size(model), **swap_args)
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """(H, W) a timm model was built for."""
+    patch_embed = getattr(model, "patch_embed", None)
+    size = getattr(patch_embed, "img_size", None) or timm.data.resolve_model_data_config(model)["input_size"][-2:]
+    return size[0], size[1]
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it.
+
+    Raises:
+        InputError: where the file is missing, truncated, or holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; train the run first, or name one that exists")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"checkpoint {path} is truncated or not a plain checkpoint ({reason[:120]}); "
+            "resume from another one or train again"
+        ) from None
+
+
+def run_checkpoint(run: str | Path) -> Path:
+    """The checkpoint a run is judged by: the best on validation data, else the last."""
+    folder = Path(run) / "checkpoints"
+    for name in ("best.ckpt", "last.ckpt"):
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"{run} holds no checkpoint; is it the folder a run was trained into?")

@@ -1,0 +1,283 @@
+"""The LightningModule: a sparse backbone, its losses and schedules, and what is measured of it."""
+
+import random
+from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor, nn
+
+from lwta.errors import InputError
+from lwta.functional import kl_to_uniform, usage_entropy
+from lwta.layers import Firing, competitions, watch
+from models.backbone import create_backbone, read_checkpoint, run_checkpoint
+from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
+
+
+@dataclass
+class Schedule:
+    """A value that goes linearly from ``start`` to ``end`` over the first ``epochs``, then stays.
+
+    >>> Schedule(1.0, 0.0, epochs=4).at(1.0)
+    0.75
+    """
+
+    start: float
+    end: float
+    epochs: float
+
+    def at(self, epoch: float) -> float:
+        """The value after ``epoch`` epochs, a fraction included."""
+        done = min(epoch / self.epochs, 1.0) if self.epochs > 0 else 1.0
+        return self.start + (self.end - self.start) * done
+
+    @classmethod
+    def of(cls, value: "float | dict[str, float] | Schedule") -> "Schedule":
+        """A schedule from a constant, from its fields (as checkpoints hold it), or itself."""
+        if isinstance(value, Schedule):
+            return value
+        return cls(**value) if isinstance(value, dict) else cls(value, value, 0)
+
+
+class Classifier(LightningModule):
+    """An image classifier in which a few units fire.
+
+    Loss: cross entropy (label smoothing; hard or soft targets)
+    + ``kl_weight`` * KL[q || uniform] - ``balance_weight`` * usage entropy, each averaged over layers.
+
+    Args:
+        backbone: timm architecture.
+        num_classes: linked from the data.
+        class_names: linked from the data; kept in the checkpoint.
+        backbone_args: further arguments of ``timm.create_model``.
+        pretrained: start from timm's weights.
+        activation: what to put at the sites: lwta, topk, relu or gelu.
+        competitors: U of lwta and topk; null leaves the network dense, as timm builds it.
+        sites: globs over module names; null takes the family's default.
+        placement: all, or inner for ResNets without competition after the residual sum.
+        dim: axis of the units where it cannot be told.
+        beta: logit scale of the competition.
+        noise: scale s of its Gumbel noise, a number or a schedule; 0 is deterministic.
+        tau: temperature of the relaxed gradient, a number or a schedule.
+        kl_weight, balance_weight: weights of the two terms, numbers or schedules.
+        label_smoothing: of the training loss.
+        optimizer, lr, weight_decay, optimizer_args: timm's ``create_optimizer_v2``.
+        scheduler, warmup_epochs, min_lr, scheduler_args: timm's ``create_scheduler_v2``, per update.
+        evaluation: 0 validates with the argmax, n with the mean probability of n seeded samples.
+        test_evaluations: the same, each reported by ``test``.
+        seed: of the network's noise in training and of the samples in evaluation.
+    """
+
+    def __init__(
+        self,
+        backbone: str,
+        num_classes: int,
+        class_names: list[str] | None = None,
+        backbone_args: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        activation: Literal["lwta", "topk", "relu", "gelu"] = "lwta",
+        competitors: int | None = 24,
+        sites: list[str] | None = None,
+        placement: Literal["all", "inner"] = "all",
+        dim: int | None = None,
+        beta: float = 1.0,
+        noise: float | Schedule = 1.0,
+        tau: float | Schedule = 1.0,
+        kl_weight: float | Schedule = 0.0,
+        balance_weight: float | Schedule = 0.0,
+        label_smoothing: float = 0.1,
+        optimizer: str = "adamw",
+        lr: float = 1e-3,
+        weight_decay: float = 0.05,
+        optimizer_args: dict[str, Any] | None = None,
+        scheduler: str = "cosine",
+        warmup_epochs: float = 0,
+        min_lr: float = 0.0,
+        scheduler_args: dict[str, Any] | None = None,
+        evaluation: int = 0,
+        test_evaluations: tuple[int, ...] = (0, 1, 10),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+        # Checkpoints hold plain values only, so that they load without running code.
+        self.hparams.update({k: asdict(v) for k, v in self.hparams.items() if is_dataclass(v)})
+        self.schedules = {
+            "noise": Schedule.of(noise), "tau": Schedule.of(tau),
+            "kl_weight": Schedule.of(kl_weight), "balance_weight": Schedule.of(balance_weight),
+        }  # fmt: skip
+        self.backbone, self.report = create_backbone(
+            backbone, num_classes, pretrained=pretrained, backbone_args=backbone_args,
+            kind=activation, competitors=competitors, sites=sites, placement=placement, dim=dim,
+            **({"beta": beta} if activation == "lwta" else {}),
+        )  # fmt: skip
+        self.set_scales(epoch=0.0)
+        # A dense network is measured at the sites that would compete.
+        self.sparsity = SparsityMeter(
+            self.report.swapped or self.report.left, competitors if activation == "lwta" else None
+        )
+        self.accuracy = nn.ModuleDict(
+            {evaluation_name(n): accuracy_metrics(num_classes) for n in {evaluation, *test_evaluations}}
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, C) of images (N, 3, H, W)."""
+        return self.backbone(images)
+
+    def set_scales(self, epoch: float) -> dict[str, float]:
+        """Set noise and tau of every competition to their scheduled values; returns all four."""
+        values = {name: schedule.at(epoch) for name, schedule in self.schedules.items()}
+        for competition in competitions(self.backbone).values():
+            competition.noise, competition.tau = values["noise"], values["tau"]
+        return values
+
+    # -- training -----------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        # Noise, dropout and mixing become functions of (seed, epoch, rank): a resumed run repeats them.
+        key = [self.hparams["seed"], self.current_epoch, self.global_rank]
+        state = int(np.random.SeedSequence(key).generate_state(1)[0])
+        random.seed(state)
+        np.random.seed(state)
+        torch.manual_seed(state)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, target = batch
+        scales = self.set_scales(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        smoothing = self.hparams["label_smoothing"]
+        if not (scales["kl_weight"] or scales["balance_weight"]):
+            loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
+        else:
+            with watch(self.backbone, self.sparsity.dims) as calls:
+                loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
+            terms = self._competition_terms(calls)
+            self.log_dict({f"train/{name}": value for name, value in terms.items()}, on_epoch=True)
+            loss = loss + scales["kl_weight"] * terms["kl"]
+            loss = loss - scales["balance_weight"] * terms["usage_entropy"]
+        self._refuse_nan(loss, batch_idx)
+        self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
+        self.log_dict({f"train/{k}": scales[k] for k in ("noise", "tau")}, on_step=False, on_epoch=True)
+        return loss
+
+    def _competition_terms(self, calls: dict[str, list[Firing]]) -> dict[str, Tensor]:
+        kl, entropy = [], []
+        for name, competition in competitions(self.backbone).items():
+            for f in calls.get(name, []):
+                q = competition.probabilities(f.inputs)
+                kl.append(kl_to_uniform(q, dim=f.dim + 1))
+                entropy.append(usage_entropy(q, block_dim=f.dim, dim=f.dim + 1))
+        if not kl:
+            raise InputError("kl_weight and balance_weight need competing units; this network has none")
+        return {"kl": torch.stack(kl).mean(), "usage_entropy": torch.stack(entropy).mean()}
+
+    def _refuse_nan(self, loss: Tensor, batch_idx: int) -> None:
+        # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN,
+        # and the last batch is always read, so that no checkpoint of NaN weights is written.
+        due = batch_idx % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch
+        if due and not torch.isfinite(loss):
+            raise InputError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
+                "lower model.lr or set trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
+            )
+
+    def configure_optimizers(self) -> Any:
+        h = self.hparams
+        optimizer = create_optimizer_v2(
+            self.backbone, h["optimizer"], h["lr"], h["weight_decay"], **(h["optimizer_args"] or {})
+        )
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
+        defaults = {"warmup_lr": h["lr"] / 25}
+        scheduler, _ = create_scheduler_v2(
+            optimizer, h["scheduler"], epochs, warmup_epochs=h["warmup_epochs"], min_lr=h["min_lr"],
+            step_on_epochs=False, updates_per_epoch=int(self.trainer.estimated_stepping_batches) // epochs,
+            **(defaults | (h["scheduler_args"] or {})),
+        )  # fmt: skip
+        if scheduler is None:
+            return optimizer
+        return [optimizer], [{"scheduler": scheduler, "interval": "step", "name": "lr"}]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.global_step)
+
+    # -- evaluation ---------------------------------------------------------------------------
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        probabilities = self._evaluate(batch, batch_idx, self.hparams["evaluation"])
+        loss = F.nll_loss(probabilities.clamp_min(1e-12).log(), batch[1])
+        self.log("val/loss", loss, batch_size=len(batch[1]), sync_dist=True)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        for samples in self.hparams["test_evaluations"]:
+            self._evaluate(batch, batch_idx, samples)
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], batch_idx: int, samples: int) -> Tensor:
+        images, target = batch
+        # Distinct seeds for distinct batches and ranks; 10,000 samples apart.
+        seed = self.hparams["seed"] + 10_000 * (batch_idx * self.trainer.world_size + self.global_rank)
+        if samples == 0:
+            with watch(self.backbone, self.sparsity.dims) as calls:
+                probabilities = predict(self.backbone, images, 0, seed)
+            self.sparsity.update(calls)
+        else:
+            probabilities = predict(self.backbone, images, samples, seed)
+        self.accuracy[evaluation_name(samples)].update(probabilities, target)
+        return probabilities
+
+    def on_validation_epoch_end(self) -> None:
+        accuracy = self.accuracy[evaluation_name(self.hparams["evaluation"])]
+        scores = accuracy.compute()
+        accuracy.reset()
+        self.log("val/top1", scores["top1"], prog_bar=True)
+        self.log("val/top5", scores["top5"])
+        self._log_sparsity("val", on_bar=True)
+
+    def on_test_epoch_end(self) -> None:
+        for name, accuracy in self.accuracy.items():
+            if accuracy["top1"].update_called:
+                self.log_dict({f"test/{key}/{name}": value for key, value in accuracy.compute().items()})
+                accuracy.reset()
+        self._log_sparsity("test", on_bar=False)
+
+    def _log_sparsity(self, stage: str, on_bar: bool) -> None:
+        if not self.sparsity.overall.update_called:  # validated by samples: nobody was watched
+            return
+        measured = self.sparsity.compute()
+        self.sparsity.reset()
+        self.log(f"{stage}/active_fraction", measured.pop("active_fraction"), prog_bar=on_bar)
+        self.log_dict({f"{stage}/{name}": value for name, value in measured.items()})
+
+    # -- checkpoints --------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # The scales that the weights were last trained with; sampling at evaluation needs them.
+        checkpoint["scales"] = {
+            name: (c.noise, c.tau) for name, c in competitions(self.backbone).items()
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, competition in competitions(self.backbone).items():
+            competition.noise, competition.tau = checkpoint["scales"][name]
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "Classifier":
+        """The network of a checkpoint, in evaluation mode; pretrained weights are not fetched again."""
+        checkpoint = read_checkpoint(path)
+        fields = dict(checkpoint["hyper_parameters"])
+        fields.pop("_instantiator", None)
+        model = cls(**fields | {"pretrained": False})
+        model.load_state_dict(checkpoint["state_dict"])
+        model.on_load_checkpoint(checkpoint)
+        return model.eval()
+
+    @classmethod
+    def from_run(cls, run: str | Path) -> "Classifier":
+        """The network of a run folder, from its best checkpoint."""
+        return cls.from_checkpoint(run_checkpoint(run))

@@ -1,0 +1,238 @@
+"""Images from anything timm's dataset factory reads, augmented reproducibly."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch import LightningDataModule
+from timm.data import Mixup, create_dataset, create_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
+
+from lwta.errors import InputError
+
+
+class ImageData(LightningDataModule):
+    """Training, validation and test images behind timm's dataset factory and transforms.
+
+    Args:
+        root: the data folder or tar file. For ``name: hfds`` a folder of parquet files; for
+            ``hfds/OWNER/NAME`` the cache folder of the hub download.
+        name: as timm names datasets: empty for ImageFolder and tar, ``torch/cifar10``, ``hfds``,
+            ``hfds/OWNER/NAME``, ``wds/...``.
+        train_split, val_split, test_split: split names; ``hfds`` takes slices such as ``train[:20000]``.
+        dataset_args: further arguments of ``timm.data.create_dataset`` (``input_key``, ``target_key``, ...).
+        num_classes: None reads the number from the data; streamed data does not know it.
+        image_size: side of the square input, in pixels.
+        mean, std: per-channel normalisation of values in [0, 1].
+        interpolation, crop_pct: of the evaluation transform.
+        batch_size: per device.
+        num_workers: loader processes.
+        shift: largest random shift in pixels, zeros moved in; 0 takes random resized crops.
+        scale: area range of the random resized crop.
+        hflip, color_jitter, auto_augment, random_erasing: timm's augmentation of the same names.
+        mixup, cutmix: their alphas; 0 is off. Targets become soft.
+        seed: augmentation and order are functions of it, the epoch and the image alone, so they
+            survive a resume and do not depend on the number of workers (map-style data).
+    """
+
+    def __init__(
+        self,
+        root: str,
+        name: str = "",
+        train_split: str = "train",
+        val_split: str = "validation",
+        test_split: str = "test",
+        dataset_args: dict[str, Any] | None = None,
+        num_classes: int | None = None,
+        image_size: int = 224,
+        mean: tuple[float, float, float] = IMAGENET_DEFAULT_MEAN,
+        std: tuple[float, float, float] = IMAGENET_DEFAULT_STD,
+        interpolation: str = "bicubic",
+        crop_pct: float = 0.875,
+        batch_size: int = 128,
+        num_workers: int = 4,
+        shift: int = 0,
+        scale: tuple[float, float] = (0.08, 1.0),
+        hflip: float = 0.5,
+        color_jitter: float = 0.0,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if (mixup or cutmix) and batch_size % 2:
+            raise InputError(f"mixup and cutmix pair images; make data.batch_size even, not {batch_size}")
+        self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.splits = {"train": train_split, "validate": val_split, "test": test_split}
+        self._classes: int | None = num_classes
+        self._names: list[str] | None = None
+        self._mixup: Mixup | None = None
+
+    # -- what the data knows ------------------------------------------------------------------
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, from the config or else from the data."""
+        if self._classes is None:
+            names = self.class_names
+            if names is None:
+                raise InputError("this data does not tell its classes; set data.num_classes")
+            self._classes = len(names)
+        return self._classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Class names in index order, or None where the data has none."""
+        if self._names is None:
+            self._names = _class_names(self.dataset("train"))
+        return self._names
+
+    def dataset(self, stage: str, transform: Any = None) -> Dataset:
+        """The images of a stage (``train``, ``validate``, ``test``) or of any split by its name."""
+        c = self.config
+        split = self.splits.get(stage, stage)
+        name, root = c["name"], c["root"]
+        if name == "hfds":
+            # timm's root is a cache folder; inside the data folder its files would be read as data
+            # at the next load, so the library's own cache is used.
+            name, root = f"hfds/{_existing(root)}", None
+        elif not name or name.startswith("wds"):
+            _existing(root)
+        try:
+            data = create_dataset(
+                name, root=root, split=split, is_training=stage == "train",
+                batch_size=self.batch_size, seed=self.seed, **(c["dataset_args"] or {}),
+            )  # fmt: skip
+        except (ValueError, RuntimeError, OSError, AssertionError, KeyError) as error:
+            raise InputError(
+                f"cannot read split {split!r} of {c['name'] or 'folder'} data at {c['root']}: {error}"
+            ) from error
+        data.transform = transform  # type: ignore[attr-defined]
+        return data
+
+    # -- transforms ---------------------------------------------------------------------------
+
+    def eval_transform(self) -> Compose:
+        """Image to normalised tensor (3, S, S), without randomness."""
+        c = self.config
+        return create_transform(
+            c["image_size"], interpolation=c["interpolation"], mean=tuple(c["mean"]),
+            std=tuple(c["std"]), crop_pct=c["crop_pct"],
+        )  # fmt: skip
+
+    def train_transform(self) -> Compose:
+        """Image to normalised tensor (3, S, S), augmented."""
+        c = self.config
+        size, shift = c["image_size"], c["shift"]
+        augment = create_transform(
+            size, is_training=True, scale=(1.0, 1.0) if shift else tuple(c["scale"]),
+            ratio=(1.0, 1.0) if shift else None, hflip=c["hflip"],
+            color_jitter=c["color_jitter"] or None, auto_augment=c["auto_augment"],
+            interpolation=c["interpolation"], mean=tuple(c["mean"]), std=tuple(c["std"]),
+            re_prob=c["random_erasing"],
+        )  # fmt: skip
+        if not shift:
+            return augment
+        fit = Resize((size, size), InterpolationMode(c["interpolation"]))
+        return Compose([fit, RandomCrop(size, padding=shift), augment])
+
+    # -- loaders ------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        data = self.dataset("train", self.train_transform())
+        if isinstance(data, IterableDataset):
+            return self._loader(data, drop_last=True)
+        sampler = EpochSampler(data, *self._rank(), seed=self.seed)
+        # A resumed run builds its first iterator before Lightning tells the sampler its epoch.
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        if len(sampler) < self.batch_size:
+            raise InputError(
+                f"{len(sampler)} training images do not fill a batch of {self.batch_size}; "
+                "lower data.batch_size"
+            )
+        return self._loader(Augmented(data, self.seed), sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(self.dataset("validate", self.eval_transform()))
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(self.dataset("test", self.eval_transform()))
+
+    def _loader(self, data: Dataset, **kwargs: Any) -> DataLoader:
+        return DataLoader(
+            data, self.batch_size, num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(), **kwargs,
+        )  # fmt: skip
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        c = self.config
+        if not (c["mixup"] or c["cutmix"]) or not (self.trainer and self.trainer.training):
+            return batch
+        if self._mixup is None:
+            # Smoothing is the loss's, so that it applies once with and without mixing.
+            self._mixup = Mixup(c["mixup"], c["cutmix"], label_smoothing=0.0, num_classes=self.num_classes)
+        return self._mixup(*batch)
+
+
+def _existing(root: str) -> Path:
+    if not Path(root).exists():
+        raise InputError(f"there is no data at {root}; set data.root to your data folder")
+    return Path(root).resolve()
+
+
+def _class_names(data: Dataset) -> list[str] | None:
+    mapping = getattr(getattr(data, "reader", None), "class_to_idx", None)
+    if mapping:
+        return [str(name) for name, _ in sorted(mapping.items(), key=lambda item: item[1])]
+    classes = getattr(data, "classes", None)
+    return [str(name) for name in classes] if classes else None
+
+
+class EpochSampler(DistributedSampler):
+    """A shuffling sampler whose keys carry the epoch: it yields (epoch, index)."""
+
+    def __init__(self, data: Dataset, world_size: int, rank: int, seed: int) -> None:
+        super().__init__(data, world_size, rank, shuffle=True, seed=seed)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+        for index in super().__iter__():
+            yield self.epoch, index
+
+
+class Augmented(Dataset):
+    """Gives each image of each epoch its own random state.
+
+    Indexed by (epoch, index). The caller's random state is left as it was, so augmentation and the
+    network's noise do not disturb each other.
+    """
+
+    def __init__(self, data: Dataset, seed: int) -> None:
+        self.data, self.seed = data, seed
+
+    def __len__(self) -> int:
+        return len(self.data)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        state = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
+        before = _collect_rng_states(include_cuda=False)
+        try:
+            random.seed(state)
+            np.random.seed(state)
+            torch.default_generator.manual_seed(state)
+            return self.data[index]
+        finally:
+            _set_rng_states(before)

@@ -1,0 +1,92 @@
+"""What evaluation measures: accuracy by argmax or by samples, and who fired at each site."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from lwta.layers import Firing, sampled
+from lwta.sparsity import sparsity_metrics
+from models.swap import Site
+
+
+def predict(backbone: nn.Module, images: Tensor, samples: int, seed: int) -> Tensor:
+    """Class probabilities (N, C) of images (N, 3, H, W), in evaluation mode.
+
+    Args:
+        samples: 0 takes each block's argmax; n averages the probabilities of n samples of the
+            competition, which repeat for the same ``seed`` and batch.
+    """
+    if samples == 0:
+        return backbone(images).softmax(-1)
+    total = torch.zeros((), device=images.device)
+    for sample in range(samples):
+        with sampled(backbone, seed + sample):
+            total = total + backbone(images).softmax(-1)
+    return total / samples
+
+
+def evaluation_name(samples: int) -> str:
+    """``argmax``, ``1_sample``, ``10_samples``."""
+    return "argmax" if samples == 0 else f"{samples}_sample{'s' if samples > 1 else ''}"
+
+
+def accuracy_metrics(num_classes: int) -> MetricCollection:
+    """top1 and top5 (top-C where there are fewer than five classes)."""
+    return MetricCollection(
+        {
+            "top1": MulticlassAccuracy(num_classes, average="micro"),
+            "top5": MulticlassAccuracy(num_classes, average="micro", top_k=min(5, num_classes)),
+        }
+    )
+
+
+class SparsityMeter(nn.Module):
+    """Sparsity of each site and overall, over all batches since the last reset.
+
+    Args:
+        sites: those whose axis is known.
+        competitors: U, or None where nothing competes.
+    """
+
+    def __init__(self, sites: Iterable[Site], competitors: int | None) -> None:
+        super().__init__()
+        self.sites = {site.name: site for site in sites if site.dim is not None}
+        self.layers = nn.ModuleDict(
+            {_key(s.name): sparsity_metrics(s.shape[s.dim], competitors) for s in self.sites.values()}
+        )  # fmt: skip
+        self.overall = MeanMetric()
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Site name -> axis of its units, as :func:`lwta.layers.watch` takes them."""
+        return {name: site.dim for name, site in self.sites.items() if site.dim is not None}
+
+    def update(self, calls: Mapping[str, list[Firing]]) -> None:
+        """Add what :func:`lwta.layers.watch` collected."""
+        for name, firings in calls.items():
+            for f in firings:
+                self.layers[_key(name)].update(fired=f.fired, values=f.values, dim=f.dim)
+                self.overall.update(f.fired.float().mean(), weight=f.fired.numel())
+
+    def compute(self) -> dict[str, Tensor]:
+        """``active_fraction`` and ``dead_units`` overall, then ``LAYER/METRIC`` for each site."""
+        layers = {name: self.layers[_key(name)].compute() for name in self.sites}
+        overall = {
+            "active_fraction": self.overall.compute(),
+            "dead_units": torch.stack([m["dead_units"] for m in layers.values()]).sum(),
+        }
+        values = overall | {f"{n}/{k}": v for n, m in layers.items() for k, v in m.items()}
+        return {name: value.float() for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        self.overall.reset()
+        for metrics in self.layers.values():
+            metrics.reset()
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # ModuleDict keys hold no dots

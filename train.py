@@ -1,0 +1,89 @@
+"""Train, validate and test sparse networks from config: ``train.py {fit,validate,test} --help``."""
+
+import sys
+from pathlib import Path
+
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lwta.errors import InputError
+from models.backbone import read_checkpoint, run_checkpoint
+from models.classifier import Classifier
+from models.data import ImageData
+
+
+class RunCLI(LightningCLI):
+    """LightningCLI that keeps everything of a run in one folder, ``--run runs/NAME``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        return {k: v for k, v in LightningCLI.subcommands().items() if k != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run", type=str, required=True, help="folder of the run, runs/NAME")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        for name in ("num_classes", "class_names"):
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+
+    def _prepare_subcommand_parser(self, klass, subcommand, **kwargs):
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.set_defaults({"weights_only": True})  # checkpoints load without running code
+        return parser
+
+    def _parse_ckpt_path(self) -> None:
+        # Lightning would put a checkpoint's hyperparameters over the config's; here the config
+        # holds. The file is read now, so that a bad one is refused before anything is written.
+        config = self.config[self.config.subcommand]
+        if config.ckpt_path is None and self.config.subcommand != "fit":
+            config.ckpt_path = str(run_checkpoint(config.run))
+        if config.ckpt_path is not None:
+            read_checkpoint(config.ckpt_path)
+        elif (Path(config.run) / "config.yaml").exists():
+            raise InputError(
+                f"{config.run} already holds a run; resume it with "
+                f"--ckpt_path {config.run}/checkpoints/last.ckpt or name another folder with --run"
+            )
+
+    def instantiate_trainer(self, **kwargs):
+        config = self.config_init[self.subcommand]
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(config.run, name="metrics"), TensorBoardLogger(config.run, name="tensorboard")
+            ]  # fmt: skip
+        self.trainer_defaults = {"callbacks": [checkpoints(config.run)]}
+        return super().instantiate_trainer(**kwargs)
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config to ``runs/NAME/config.yaml`` when training starts."""
+
+    def save_config(self, trainer, pl_module, stage) -> None:
+        if stage == "fit":
+            path = Path(self.config.run) / "config.yaml"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, path, skip_unset=False, overwrite=True)
+
+
+def checkpoints(run: str) -> ModelCheckpoint:
+    """best.ckpt by validation accuracy, last.ckpt after every epoch."""
+    return ModelCheckpoint(
+        Path(run) / "checkpoints", "best", monitor="val/top1", mode="max", save_last=True,
+        enable_version_counter=False,
+    )  # fmt: skip
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a bad input ends it with one sentence and exit code 1."""
+    try:
+        RunCLI(
+            Classifier, ImageData, seed_everything_default=0, auto_configure_optimizers=False,
+            save_config_callback=SaveConfig, save_config_kwargs={"save_to_log_dir": False}, args=args,
+        )  # fmt: skip
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
