@@ -2,8 +2,9 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
@@ -35,7 +36,7 @@ class RunCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         # Lightning would put a checkpoint's hyperparameters over the config's; here the config
         # holds. The file is read now, so that a bad one is refused before anything is written.
-        config = self.config[self.config.subcommand]
+        config = self.config[str(self.config.subcommand)]
         if config.ckpt_path is None and self.config.subcommand != "fit":
             config.ckpt_path = str(run_checkpoint(config.run))
         if config.ckpt_path is not None:
@@ -47,12 +48,13 @@ class RunCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs):
-        config = self.config_init[self.subcommand]
+        config = self.config_init[str(self.subcommand)]
         if config.trainer.logger in (None, True):
             kwargs["logger"] = [
-                CSVLogger(config.run, name="metrics"), TensorBoardLogger(config.run, name="tensorboard")
-            ]  # fmt: skip
-        self.trainer_defaults = {"callbacks": [checkpoints(config.run)]}
+                CSVLogger(config.run, name="metrics"),
+                TensorBoardLogger(config.run, name="tensorboard"),
+            ]
+        self.trainer_defaults = {"callbacks": checkpoints(config.run)}
         return super().instantiate_trainer(**kwargs)
 
 
@@ -66,21 +68,30 @@ class SaveConfig(SaveConfigCallback):
             self.parser.save(self.config, path, skip_unset=False, overwrite=True)
 
 
-def checkpoints(run: str) -> ModelCheckpoint:
-    """best.ckpt by validation accuracy, last.ckpt after every epoch."""
-    return ModelCheckpoint(
-        Path(run) / "checkpoints", "best", monitor="val/top1", mode="max", save_last=True,
-        enable_version_counter=False,
-    )  # fmt: skip
+def checkpoints(run: str) -> list[Callback]:
+    """best.ckpt by validation accuracy, and last.ckpt after every epoch."""
+    folder = Path(run) / "checkpoints"
+    # At the end of the training epoch: a checkpoint of the validation before it counts the epoch as
+    # unfinished, and resuming would hand the next epoch this one's order of images.
+    shared: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    # Two callbacks: save_last of one would write last.ckpt only when the best one changes.
+    best = ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", **shared)
+    last = ModelCheckpoint(folder, "last", **shared)
+    return [best, last]
 
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a bad input ends it with one sentence and exit code 1."""
     try:
         RunCLI(
-            Classifier, ImageData, seed_everything_default=0, auto_configure_optimizers=False,
-            save_config_callback=SaveConfig, save_config_kwargs={"save_to_log_dir": False}, args=args,
-        )  # fmt: skip
+            Classifier,
+            ImageData,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            args=args,
+        )
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -13,6 +13,7 @@ Arithmetic is float32 for half-precision inputs, inside autocast and out, and th
 precision otherwise.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,12 +46,25 @@ def to_blocks(x: Tensor, competitors: int, dim: int) -> Tensor:
     torch.Size([3, 3, 4])
     """
     units = x.shape[dim]
-    if competitors < 2 or units % competitors:
+    if competitors < 2:
+        raise ValueError(f"a block needs at least 2 competitors, got {competitors}")
+    if units % competitors:
         raise ValueError(
             f"{competitors} competitors do not divide {units} units; "
             f"choose one of {', '.join(map(str, nearest_divisors(units, competitors)))}"
         )
     return x.unflatten(dim, (units // competitors, competitors))
+
+
+def positive_axis(dim: int, ndim: int) -> int:
+    """``dim`` counted from the front; IndexError where there is no such axis.
+
+    >>> positive_axis(-1, 3)
+    2
+    """
+    if not -ndim <= dim < ndim:
+        raise IndexError(f"there is no axis {dim} in a tensor of {ndim} axes")
+    return dim % ndim
 
 
 def nearest_divisors(units: int, competitors: int, count: int = 4) -> list[int]:
@@ -67,7 +81,8 @@ def nearest_divisors(units: int, competitors: int, count: int = 4) -> list[int]:
 def draw_seed() -> Tensor:
     """A fresh int64 seed, shape (), from torch's default CPU generator.
 
-    Seeds stay on the CPU: reading one there forces no device synchronisation.
+    Seeds stay on the CPU: reading one there forces no device synchronisation. Under
+    ``torch.compile`` Inductor draws from a stream of its own, seeded by ``torch.manual_seed`` too.
     """
     return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
 
@@ -124,9 +139,7 @@ class _StraightThrough(torch.autograd.Function):
         return gradient.to(h.dtype), None, None, None, None
 
 
-def one_hot(
-    winner: Int[Tensor, "..."], competitors: int, axis: int
-) -> Bool[Tensor, "..."]:
+def one_hot(winner: Int[Tensor, "..."], competitors: int, axis: int) -> Bool[Tensor, "..."]:
     """Boolean mask of the winners; ``winner`` has size 1 along ``axis``, the mask has ``competitors``."""
     shape = [1] * winner.ndim
     shape[axis] = competitors
@@ -179,7 +192,7 @@ def lwta(
         raise TypeError(f"competition needs a floating-point tensor, got {x.dtype}")
     if noise < 0 or tau <= 0:
         raise ValueError(f"noise must be at least 0 and tau above 0, got noise={noise}, tau={tau}")
-    dim = dim % x.ndim
+    dim = positive_axis(dim, x.ndim)
     axis = dim + 1
     h = to_blocks(x, competitors, dim)
     z = h.detach().to(_working_dtype(x)) * beta
@@ -211,7 +224,7 @@ def winner_probabilities(
     tensor([[[0.5000, 0.5000],
              [0.5000, 0.5000]]])
     """
-    dim = dim % x.ndim
+    dim = positive_axis(dim, x.ndim)
     h = to_blocks(x, competitors, dim).to(_working_dtype(x)) * beta
     if noise > 0:
         return (h / noise).softmax(dim + 1)
@@ -229,7 +242,12 @@ def kl_to_uniform(q: Float[Tensor, "..."], *, dim: int) -> Float[Tensor, ""]:
     0.0
     """
     competitors = q.shape[dim]
-    return (torch.xlogy(q, q * competitors)).sum(dim).mean()
+    return (q * (_floored(q) * competitors).log()).sum(dim).mean()
+
+
+def _floored(q: Tensor) -> Tensor:
+    # q log q is 0 at 0, but its gradient is not finite; probabilities do underflow to 0.
+    return q.clamp_min(torch.finfo(q.dtype).tiny)
 
 
 def usage_entropy(q: Float[Tensor, "..."], *, block_dim: int, dim: int) -> Float[Tensor, ""]:
@@ -249,5 +267,5 @@ def usage_entropy(q: Float[Tensor, "..."], *, block_dim: int, dim: int) -> Float
     kept = {block_dim % q.ndim, dim % q.ndim}
     over = [axis for axis in range(q.ndim) if axis not in kept]
     mean = q.mean(over, keepdim=True) if over else q
-    entropy = -torch.xlogy(mean, mean).sum(dim)
-    return entropy.mean() / torch.log(torch.tensor(float(q.shape[dim]), device=q.device))
+    entropy = -(mean * _floored(mean).log()).sum(dim)
+    return entropy.mean() / math.log(q.shape[dim])

@@ -40,9 +40,15 @@ class Competition(nn.Module):
         elif seed is None:
             noise = 0.0
         return functional.lwta(
-            x, self.competitors, dim=self.dim, beta=self.beta, noise=noise, tau=self.tau,
-            seed=seed, relaxed=self.training,
-        )  # fmt: skip
+            x,
+            self.competitors,
+            dim=self.dim,
+            beta=self.beta,
+            noise=noise,
+            tau=self.tau,
+            seed=seed,
+            relaxed=self.training,
+        )
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Winner probabilities of the input ``x``, (..., B, U, ...), for losses.
@@ -117,25 +123,24 @@ class Firing(NamedTuple):
     """One call of one activation site.
 
     Attributes:
-        inputs, values: what went in and what came out, units along ``dim``.
+        values: what came out, units along ``dim``.
         fired: bool, same shape: the winner of each block at an LWTA site, whatever its value;
             exactly non-zero elsewhere.
-        dim: axis of the units.
-        winner: place of each block's winner, or None where nothing competes.
+        dim: axis of the units, counted from the front.
+        inputs: what competed; None where nothing does (an in-place activation would have overwritten it).
+        winner: place of each block's winner; None likewise.
     """
 
-    inputs: Tensor
     values: Tensor
     fired: Tensor
     dim: int
-    winner: Tensor | None
+    inputs: Tensor | None = None
+    winner: Tensor | None = None
 
 
 def competitions(model: nn.Module) -> dict[str, Competition]:
     """The competitions of a model by the name of the LWTA module that holds them."""
-    return {
-        name: module.competition for name, module in model.named_modules() if isinstance(module, LWTA)
-    }
+    return {name: module.competition for name, module in model.named_modules() if isinstance(module, LWTA)}
 
 
 @contextmanager
@@ -145,14 +150,15 @@ def sampled(model: nn.Module, seed: int) -> Iterator[None]:
     Each layer gets a seed of its own. The same seed gives the same winners for the same batch.
     """
     modules = list(competitions(model).values())
+    before = [module.seed for module in modules]
     seeds = torch.Generator().manual_seed(seed)
     try:
         for module in modules:
             module.seed = torch.randint(0, 2**63 - 1, (), dtype=torch.int64, generator=seeds)
         yield
     finally:
-        for module in modules:
-            module.seed = None
+        for module, outer in zip(modules, before, strict=True):
+            module.seed = outer
 
 
 @contextmanager
@@ -165,6 +171,8 @@ def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list
 
     Yields:
         name -> its calls, in call order. Clear the lists to start anew.
+
+    A compiled model runs eagerly meanwhile: what is already compiled does not see new hooks.
     """
     calls: dict[str, list[Firing]] = {name: [] for name in sites}
     handles = []
@@ -174,7 +182,8 @@ def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list
             hook = _winners_hook if isinstance(module, LWTA) else _nonzero_hook
             target = module.competition if isinstance(module, LWTA) else module
             handles.append(target.register_forward_hook(hook(calls[name], dim)))
-        yield calls
+        with torch.compiler.set_stance("force_eager"):
+            yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -182,15 +191,15 @@ def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list
 
 def _winners_hook(calls: list[Firing], _: int):
     def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> None:
-        x, dim = inputs[0], module.dim % inputs[0].ndim
+        x, dim = inputs[0], functional.positive_axis(module.dim, inputs[0].ndim)
         mask = functional.one_hot(out.winner.unsqueeze(dim + 1), module.competitors, dim + 1)
-        calls.append(Firing(x, out.values, mask.flatten(dim, dim + 1), dim, out.winner))
+        calls.append(Firing(out.values, mask.flatten(dim, dim + 1), dim, x, out.winner))
 
     return hook
 
 
 def _nonzero_hook(calls: list[Firing], dim: int):
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        calls.append(Firing(inputs[0], out, out != 0, dim % out.ndim, None))
+        calls.append(Firing(out, out != 0, functional.positive_axis(dim, out.ndim)))
 
     return hook

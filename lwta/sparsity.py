@@ -5,9 +5,11 @@ token, pixel). At an LWTA layer exactly one unit of each block fires at each pos
 fraction is 1 / U by construction; what training decides is who, how evenly, and whether some never do.
 """
 
+import math
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
@@ -43,7 +45,7 @@ def usage(counts: Int[Tensor, " D"], competitors: int) -> Float[Tensor, "B U"]:
     tensor([[0.7500, 0.2500],
             [0.0000, 1.0000]])
     """
-    wins = counts.view(-1, competitors).float()
+    wins = rearrange(counts, "(b u) -> b u", u=competitors).float()
     return wins / wins.sum(1, keepdim=True).clamp_min(1)
 
 
@@ -55,7 +57,7 @@ def winner_entropy(counts: Int[Tensor, " D"], competitors: int) -> Float[Tensor,
     """
     share = usage(counts, competitors)
     entropy = -torch.xlogy(share, share).sum(1)
-    return entropy.mean() / torch.log(torch.tensor(float(competitors), device=counts.device))
+    return entropy.mean() / math.log(competitors)
 
 
 def participation_ratio(values: Float[Tensor, "..."], dim: int) -> Float[Tensor, " P"]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_model_data_config
 from torch import nn
 
 from lwta.errors import InputError
@@ -44,9 +45,9 @@ def create_backbone(
 
 def image_size(model: nn.Module) -> tuple[int, int]:
     """(H, W) a timm model was built for."""
-    patch_embed = getattr(model, "patch_embed", None)
-    size = getattr(patch_embed, "img_size", None) or timm.data.resolve_model_data_config(model)["input_size"][-2:]
-    return size[0], size[1]
+    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = built or resolve_model_data_config(model)["input_size"][-2:]
+    return height, width
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

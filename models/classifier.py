@@ -1,9 +1,9 @@
 """The LightningModule: a sparse backbone, its losses and schedules, and what is measured of it."""
 
 import random
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from lwta.errors import InputError
 from lwta.functional import kl_to_uniform, usage_entropy
@@ -107,16 +108,25 @@ class Classifier(LightningModule):
         super().__init__()
         self.save_hyperparameters(logger=False)
         # Checkpoints hold plain values only, so that they load without running code.
-        self.hparams.update({k: asdict(v) for k, v in self.hparams.items() if is_dataclass(v)})
+        self.hparams.update({k: asdict(v) for k, v in self.hparams.items() if isinstance(v, Schedule)})
         self.schedules = {
-            "noise": Schedule.of(noise), "tau": Schedule.of(tau),
-            "kl_weight": Schedule.of(kl_weight), "balance_weight": Schedule.of(balance_weight),
-        }  # fmt: skip
+            "noise": Schedule.of(noise),
+            "tau": Schedule.of(tau),
+            "kl_weight": Schedule.of(kl_weight),
+            "balance_weight": Schedule.of(balance_weight),
+        }
         self.backbone, self.report = create_backbone(
-            backbone, num_classes, pretrained=pretrained, backbone_args=backbone_args,
-            kind=activation, competitors=competitors, sites=sites, placement=placement, dim=dim,
+            backbone,
+            num_classes,
+            pretrained=pretrained,
+            backbone_args=backbone_args,
+            kind=activation,
+            competitors=competitors,
+            sites=sites,
+            placement=placement,
+            dim=dim,
             **({"beta": beta} if activation == "lwta" else {}),
-        )  # fmt: skip
+        )
         self.set_scales(epoch=0.0)
         # A dense network is measured at the sites that would compete.
         self.sparsity = SparsityMeter(
@@ -150,6 +160,7 @@ class Classifier(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, target = batch
         scales = self.set_scales(self.current_epoch + batch_idx / self.trainer.num_training_batches)
+        self._epochs_done = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
         smoothing = self.hparams["label_smoothing"]
         if not (scales["kl_weight"] or scales["balance_weight"]):
             loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
@@ -169,6 +180,7 @@ class Classifier(LightningModule):
         kl, entropy = [], []
         for name, competition in competitions(self.backbone).items():
             for f in calls.get(name, []):
+                assert f.inputs is not None
                 q = competition.probabilities(f.inputs)
                 kl.append(kl_to_uniform(q, dim=f.dim + 1))
                 entropy.append(usage_entropy(q, block_dim=f.dim, dim=f.dim + 1))
@@ -179,7 +191,8 @@ class Classifier(LightningModule):
     def _refuse_nan(self, loss: Tensor, batch_idx: int) -> None:
         # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN,
         # and the last batch is always read, so that no checkpoint of NaN weights is written.
-        due = batch_idx % self.trainer.log_every_n_steps == 0 or self.trainer.is_last_batch
+        every = cast(int, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
+        due = batch_idx % every == 0 or self.trainer.is_last_batch
         if due and not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
@@ -191,21 +204,25 @@ class Classifier(LightningModule):
         optimizer = create_optimizer_v2(
             self.backbone, h["optimizer"], h["lr"], h["weight_decay"], **(h["optimizer_args"] or {})
         )
-        epochs = self.trainer.max_epochs
-        if epochs is None or epochs < 1:
+        if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
             raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
         defaults = {"warmup_lr": h["lr"] / 25}
         scheduler, _ = create_scheduler_v2(
-            optimizer, h["scheduler"], epochs, warmup_epochs=h["warmup_epochs"], min_lr=h["min_lr"],
-            step_on_epochs=False, updates_per_epoch=int(self.trainer.estimated_stepping_batches) // epochs,
+            optimizer,
+            h["scheduler"],
+            self.trainer.max_epochs,
+            warmup_epochs=h["warmup_epochs"],
+            min_lr=h["min_lr"],
             **(defaults | (h["scheduler_args"] or {})),
-        )  # fmt: skip
+        )
         if scheduler is None:
             return optimizer
         return [optimizer], [{"scheduler": scheduler, "interval": "step", "name": "lr"}]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.global_step)
+        # timm's schedules are functions of the epoch, and take fractions of one. Counting updates
+        # instead would need the loader before a resumed run knows its epoch.
+        scheduler.step(self._epochs_done)
 
     # -- evaluation ---------------------------------------------------------------------------
 
@@ -228,11 +245,14 @@ class Classifier(LightningModule):
             self.sparsity.update(calls)
         else:
             probabilities = predict(self.backbone, images, samples, seed)
-        self.accuracy[evaluation_name(samples)].update(probabilities, target)
+        self._scores(samples).update(probabilities, target)
         return probabilities
 
+    def _scores(self, samples: int) -> MetricCollection:
+        return cast(MetricCollection, self.accuracy[evaluation_name(samples)])
+
     def on_validation_epoch_end(self) -> None:
-        accuracy = self.accuracy[evaluation_name(self.hparams["evaluation"])]
+        accuracy = self._scores(self.hparams["evaluation"])
         scores = accuracy.compute()
         accuracy.reset()
         self.log("val/top1", scores["top1"], prog_bar=True)
@@ -240,10 +260,10 @@ class Classifier(LightningModule):
         self._log_sparsity("val", on_bar=True)
 
     def on_test_epoch_end(self) -> None:
-        for name, accuracy in self.accuracy.items():
-            if accuracy["top1"].update_called:
-                self.log_dict({f"test/{key}/{name}": value for key, value in accuracy.compute().items()})
-                accuracy.reset()
+        for samples in self.hparams["test_evaluations"]:
+            accuracy, name = self._scores(samples), evaluation_name(samples)
+            self.log_dict({f"test/{key}/{name}": value for key, value in accuracy.compute().items()})
+            accuracy.reset()
         self._log_sparsity("test", on_bar=False)
 
     def _log_sparsity(self, stage: str, on_bar: bool) -> None:
@@ -258,9 +278,7 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # The scales that the weights were last trained with; sampling at evaluation needs them.
-        checkpoint["scales"] = {
-            name: (c.noise, c.tau) for name, c in competitions(self.backbone).items()
-        }
+        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in competitions(self.backbone).items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, competition in competitions(self.backbone).items():
@@ -270,9 +288,9 @@ class Classifier(LightningModule):
     def from_checkpoint(cls, path: str | Path) -> "Classifier":
         """The network of a checkpoint, in evaluation mode; pretrained weights are not fetched again."""
         checkpoint = read_checkpoint(path)
-        fields = dict(checkpoint["hyper_parameters"])
+        fields: dict[str, Any] = dict(checkpoint["hyper_parameters"], pretrained=False)
         fields.pop("_instantiator", None)
-        model = cls(**fields | {"pretrained": False})
+        model = cls(**fields)
         model.load_state_dict(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
         return model.eval()

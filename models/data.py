@@ -1,14 +1,15 @@
 """Images from anything timm's dataset factory reads, augmented reproducibly."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from timm.data import Mixup, create_dataset, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
 
 from lwta.errors import InputError
+
+Transform = Callable[[Image.Image], Tensor]
 
 
 class ImageData(LightningDataModule):
@@ -110,9 +113,14 @@ class ImageData(LightningDataModule):
             _existing(root)
         try:
             data = create_dataset(
-                name, root=root, split=split, is_training=stage == "train",
-                batch_size=self.batch_size, seed=self.seed, **(c["dataset_args"] or {}),
-            )  # fmt: skip
+                name,
+                root=root,
+                split=split,
+                is_training=stage == "train",
+                batch_size=self.batch_size,
+                seed=self.seed,
+                **(c["dataset_args"] or {}),
+            )
         except (ValueError, RuntimeError, OSError, AssertionError, KeyError) as error:
             raise InputError(
                 f"cannot read split {split!r} of {c['name'] or 'folder'} data at {c['root']}: {error}"
@@ -122,27 +130,42 @@ class ImageData(LightningDataModule):
 
     # -- transforms ---------------------------------------------------------------------------
 
-    def eval_transform(self) -> Compose:
+    def eval_transform(self) -> Transform:
         """Image to normalised tensor (3, S, S), without randomness."""
         c = self.config
-        return create_transform(
-            c["image_size"], interpolation=c["interpolation"], mean=tuple(c["mean"]),
-            std=tuple(c["std"]), crop_pct=c["crop_pct"],
-        )  # fmt: skip
+        transform = create_transform(
+            c["image_size"],
+            interpolation=c["interpolation"],
+            mean=tuple(c["mean"]),
+            std=tuple(c["std"]),
+            crop_pct=c["crop_pct"],
+        )
+        return cast(Transform, transform)
 
-    def train_transform(self) -> Compose:
+    def denormalise(self, image: Tensor) -> Tensor:
+        """A transformed image (3, S, S) back to values in [0, 1]."""
+        mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
+        return (image * std + mean).clamp(0, 1)
+
+    def train_transform(self) -> Transform:
         """Image to normalised tensor (3, S, S), augmented."""
         c = self.config
         size, shift = c["image_size"], c["shift"]
         augment = create_transform(
-            size, is_training=True, scale=(1.0, 1.0) if shift else tuple(c["scale"]),
-            ratio=(1.0, 1.0) if shift else None, hflip=c["hflip"],
-            color_jitter=c["color_jitter"] or None, auto_augment=c["auto_augment"],
-            interpolation=c["interpolation"], mean=tuple(c["mean"]), std=tuple(c["std"]),
+            size,
+            is_training=True,
+            scale=(1.0, 1.0) if shift else tuple(c["scale"]),
+            ratio=(1.0, 1.0) if shift else None,
+            hflip=c["hflip"],
+            color_jitter=c["color_jitter"],
+            auto_augment=c["auto_augment"],
+            interpolation=c["interpolation"],
+            mean=tuple(c["mean"]),
+            std=tuple(c["std"]),
             re_prob=c["random_erasing"],
-        )  # fmt: skip
+        )
         if not shift:
-            return augment
+            return cast(Transform, augment)
         fit = Resize((size, size), InterpolationMode(c["interpolation"]))
         return Compose([fit, RandomCrop(size, padding=shift), augment])
 
@@ -153,8 +176,9 @@ class ImageData(LightningDataModule):
         if isinstance(data, IterableDataset):
             return self._loader(data, drop_last=True)
         sampler = EpochSampler(data, *self._rank(), seed=self.seed)
-        # A resumed run builds its first iterator before Lightning tells the sampler its epoch.
-        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        # Loader processes ask for the first indices of a resumed run before Lightning tells the sampler
+        # its epoch, and before current_epoch counts the epochs already done.
+        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0)
         if len(sampler) < self.batch_size:
             raise InputError(
                 f"{len(sampler)} training images do not fill a batch of {self.batch_size}; "
@@ -170,9 +194,14 @@ class ImageData(LightningDataModule):
 
     def _loader(self, data: Dataset, **kwargs: Any) -> DataLoader:
         return DataLoader(
-            data, self.batch_size, num_workers=self.num_workers,
-            pin_memory=torch.cuda.is_available(), **kwargs,
-        )  # fmt: skip
+            data,
+            self.batch_size,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            # Its own generator: starting a loader must not move the random state that the network draws from.
+            generator=torch.Generator().manual_seed(self.seed),
+            **kwargs,
+        )
 
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

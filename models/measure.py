@@ -1,12 +1,15 @@
 """What evaluation measures: accuracy by argmax or by samples, and who fired at each site."""
 
 from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lwta.errors import InputError
 from lwta.layers import Firing, sampled
 from lwta.sparsity import sparsity_metrics
 from models.swap import Site
@@ -55,8 +58,8 @@ class SparsityMeter(nn.Module):
         super().__init__()
         self.sites = {site.name: site for site in sites if site.dim is not None}
         self.layers = nn.ModuleDict(
-            {_key(s.name): sparsity_metrics(s.shape[s.dim], competitors) for s in self.sites.values()}
-        )  # fmt: skip
+            {_key(s.name): sparsity_metrics(s.units, competitors) for s in self.sites.values() if s.units}
+        )
         self.overall = MeanMetric()
 
     @property
@@ -64,16 +67,31 @@ class SparsityMeter(nn.Module):
         """Site name -> axis of its units, as :func:`lwta.layers.watch` takes them."""
         return {name: site.dim for name, site in self.sites.items() if site.dim is not None}
 
+    def select(self, globs: str | list[str] | None) -> dict[str, int]:
+        """The entries of :attr:`dims` that match any glob, in network order; all without globs.
+
+        Raises:
+            InputError: where a glob matches nothing.
+        """
+        wanted = [globs] if isinstance(globs, str) else globs or ["*"]
+        for glob in wanted:
+            if not any(fnmatchcase(name, glob) for name in self.dims):
+                raise InputError(f"layers {glob!r} matches nothing; the layers are {', '.join(self.dims)}")
+        return {n: dim for n, dim in self.dims.items() if any(fnmatchcase(n, g) for g in wanted)}
+
+    def _layer(self, name: str) -> MetricCollection:
+        return cast(MetricCollection, self.layers[_key(name)])
+
     def update(self, calls: Mapping[str, list[Firing]]) -> None:
         """Add what :func:`lwta.layers.watch` collected."""
         for name, firings in calls.items():
             for f in firings:
-                self.layers[_key(name)].update(fired=f.fired, values=f.values, dim=f.dim)
+                self._layer(name).update(fired=f.fired, values=f.values, dim=f.dim)
                 self.overall.update(f.fired.float().mean(), weight=f.fired.numel())
 
     def compute(self) -> dict[str, Tensor]:
         """``active_fraction`` and ``dead_units`` overall, then ``LAYER/METRIC`` for each site."""
-        layers = {name: self.layers[_key(name)].compute() for name in self.sites}
+        layers = {name: self._layer(name).compute() for name in self.sites}
         overall = {
             "active_fraction": self.overall.compute(),
             "dead_units": torch.stack([m["dead_units"] for m in layers.values()]).sum(),
@@ -84,8 +102,8 @@ class SparsityMeter(nn.Module):
     def reset(self) -> None:
         """Forget everything counted."""
         self.overall.reset()
-        for metrics in self.layers.values():
-            metrics.reset()
+        for name in self.sites:
+            self._layer(name).reset()
 
 
 def _key(name: str) -> str:

@@ -70,9 +70,7 @@ def default_sites(model: nn.Module, placement: str = "all") -> list[str]:
             return ["act1", "layer*.act[123]"]
         inner = {BasicBlock: ["act1"], Bottleneck: ["act1", "act2"]}
         return [
-            f"{name}.{act}"
-            for name, module in model.named_modules()
-            for act in inner.get(type(module), [])
+            f"{name}.{act}" for name, module in model.named_modules() for act in inner.get(type(module), [])
         ]
     raise InputError(
         f"no default sites are known for {type(model).__name__}; name its activations in model.sites"
@@ -166,9 +164,7 @@ def _told(site: Site, dim: int | None) -> Site:
     return site
 
 
-def _replacement(
-    kind: str, competitors: int | None, site: Site, scales: dict[str, float]
-) -> nn.Module:
+def _replacement(kind: str, competitors: int | None, site: Site, scales: dict[str, float]) -> nn.Module:
     if site.calls > 1:
         raise InputError(
             f"{site.name} is called {site.calls} times in one pass; a competition needs a module "

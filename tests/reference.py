@@ -15,7 +15,7 @@ Index = tuple[int, ...]
 
 
 def positions(shape: tuple[int, ...], axis: int) -> Iterator[tuple[Index, Index]]:
-    """The indices of every position, split at the unit axis into those before it and those after."""
+    """The indices of every position, split into those before the unit axis and those after."""
     before, after = shape[:axis], shape[axis + 1 :]
     for left in product(*(range(size) for size in before)):
         for right in product(*(range(size) for size in after)):
@@ -23,7 +23,7 @@ def positions(shape: tuple[int, ...], axis: int) -> Iterator[tuple[Index, Index]
 
 
 def blocks(shape: tuple[int, ...], competitors: int, dim: int) -> Iterator[tuple[Index, list[Index]]]:
-    """For each block at each position: its index among blocks, and the indices of its units in x."""
+    """For each block at each position: its index, and the indices of its units in x."""
     axis = dim if dim >= 0 else len(shape) + dim
     for left, right in positions(shape, axis):
         for block in range(shape[axis] // competitors):
@@ -68,9 +68,14 @@ def forward(
 
 
 def hard_gradient(
-    x: np.ndarray, g: np.ndarray, upstream: np.ndarray,
-    competitors: int, dim: int, beta: float, noise: float,
-) -> np.ndarray:  # fmt: skip
+    x: np.ndarray,
+    g: np.ndarray,
+    upstream: np.ndarray,
+    competitors: int,
+    dim: int,
+    beta: float,
+    noise: float,
+) -> np.ndarray:
     """dL/dh_v = G_v xi_v."""
     gradient = np.zeros(x.shape)
     for _, units in blocks(x.shape, competitors, dim):
@@ -81,9 +86,15 @@ def hard_gradient(
 
 
 def relaxed_gradient(
-    x: np.ndarray, g: np.ndarray, upstream: np.ndarray,
-    competitors: int, dim: int, beta: float, noise: float, tau: float,
-) -> np.ndarray:  # fmt: skip
+    x: np.ndarray,
+    g: np.ndarray,
+    upstream: np.ndarray,
+    competitors: int,
+    dim: int,
+    beta: float,
+    noise: float,
+    tau: float,
+) -> np.ndarray:
     """dL/dh_v = G_v xi_v + (beta / tau) p_v (G_v h_v - sum_u G_u h_u p_u), p = softmax(z / tau)."""
     gradient = np.zeros(x.shape)
     for _, units in blocks(x.shape, competitors, dim):
@@ -122,7 +133,7 @@ def kl_to_uniform(x: np.ndarray, competitors: int, dim: int, beta: float, noise:
 
 
 def usage_entropy(x: np.ndarray, competitors: int, dim: int, beta: float, noise: float) -> float:
-    """Entropy of each block's q averaged over batch and positions, over log U, averaged over blocks."""
+    """Entropy over log U of q averaged over batch and positions; averaged over blocks."""
     axis = dim if dim >= 0 else x.ndim + dim
     number = x.shape[axis] // competitors
     sums = [[0.0] * competitors for _ in range(number)]
@@ -159,7 +170,7 @@ def top_k(x: np.ndarray, upstream: np.ndarray, k: int, dim: int) -> tuple[np.nda
         units = [(*left, unit, *right) for unit in range(x.shape[axis])]
         # GELU(h) = h Phi(h), so its derivative is Phi(h) + h phi(h).
         cdf = {i: 0.5 * (1 + math.erf(float(x[i]) / math.sqrt(2))) for i in units}
-        pdf = {i: math.exp(-float(x[i]) ** 2 / 2) / math.sqrt(2 * math.pi) for i in units}
+        pdf = {i: math.exp(-(float(x[i]) ** 2) / 2) / math.sqrt(2 * math.pi) for i in units}
         for i in sorted(units, key=lambda i: float(x[i]) * cdf[i], reverse=True)[:k]:
             values[i] = float(x[i]) * cdf[i]
             gradient[i] = float(upstream[i]) * (cdf[i] + float(x[i]) * pdf[i])

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-import reference
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from lwta.functional import (
     usage_entropy,
     winner_probabilities,
 )
+from tests import reference
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -58,7 +58,8 @@ def lay_out(x, memory):
         return x[:1].expand(x.shape)
     else:
         return x
-    assert not y.is_contiguous() and torch.equal(x, y)
+    assert not y.is_contiguous()
+    assert torch.equal(x, y)
     return y
 
 
@@ -67,7 +68,7 @@ def double(x):
 
 
 def noise_of(x, competitors, dim, seed):
-    """The noise that ``lwta`` adds to x, in x's shape: drawn in blocks, in the arithmetic's dtype."""
+    """The noise ``lwta`` adds to x, in x's shape; drawn in blocks, in the arithmetic's dtype."""
     like = to_blocks(x, competitors, dim % x.ndim)
     half = x.dtype in (torch.float16, torch.bfloat16)
     like = torch.empty(like.shape, dtype=torch.float32 if half else x.dtype)
@@ -91,7 +92,8 @@ def check_against_reference(x, competitors, dim, beta, noise, tau, seed):
         out.values.backward(upstream)
         assert torch.equal(leaf.detach(), before)
         assert out.values.dtype == leaf.grad.dtype == x.dtype
-        assert out.winner.dtype == torch.int64 and not out.winner.requires_grad
+        assert out.winner.dtype == torch.int64
+        assert not out.winner.requires_grad
         assert torch.equal(out.values.double(), torch.from_numpy(values))
         assert torch.equal(out.winner, torch.from_numpy(winner))
         if relaxed:
@@ -324,7 +326,8 @@ def test_the_noise_is_finite_at_the_ends_of_the_uniform_draw(dtype, monkeypatch)
     monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: ends.clone())
     g = gumbel_like(torch.empty(2, dtype=dtype), torch.tensor(0))
     assert g.isfinite().all()
-    assert g[0] < -4 and g[1] > 16
+    assert g[0] < -4
+    assert g[1] > 16
 
 
 def test_the_same_seed_repeats_exactly_and_another_differs():
@@ -349,7 +352,8 @@ def test_fresh_seeds_follow_the_global_generator():
     torch.manual_seed(0)
     first, second = draw_seed(), draw_seed()
     torch.manual_seed(0)
-    assert first == draw_seed() and first != second
+    assert first == draw_seed()
+    assert first != second
     assert (first.dtype, first.shape, first.device.type) == (torch.int64, (), "cpu")
 
 
@@ -378,7 +382,8 @@ def test_autocast_keeps_the_competition_in_float32(relaxed):
     assert not torch.equal(rounded, inside.winner)
     assert torch.equal(inside.winner, torch.from_numpy(winner))
     assert torch.equal(inside.winner, outside.winner)
-    assert torch.equal(inside.values, outside.values) and inside.values.dtype == torch.float32
+    assert torch.equal(inside.values, outside.values)
+    assert inside.values.dtype == torch.float32
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -439,7 +444,8 @@ def test_an_infinite_loser_gets_no_gradient_in_evaluation():
 def test_nan_stays_in_its_block():
     x = torch.tensor([[1.0, torch.nan, 2.0, 1.0]])
     values, _ = lwta(x, 2, dim=-1)
-    assert values[0, 0] == 0 and values[0, 1].isnan()
+    assert values[0, 0] == 0
+    assert values[0, 1].isnan()
     assert values[0, 2:].tolist() == [2.0, 0.0]
 
 
@@ -465,14 +471,14 @@ def test_a_wrong_argument_is_refused_by_name(competitors, options, error, words,
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
 def test_units_that_are_not_floating_point_are_refused(dtype):
-    with pytest.raises(TypeError, match="(?i)float"):
+    with pytest.raises(TypeError, match=r"(?i)float"):
         lwta(torch.zeros(2, 12, dtype=dtype), 4, dim=-1)
 
 
 @pytest.mark.parametrize("dim", [3, 5, -4])
 @pytest.mark.parametrize("function", [lwta, winner_probabilities])
 def test_an_axis_that_the_tensor_lacks_is_refused(function, dim):
-    with pytest.raises(IndexError, match="(?i)dim"):
+    with pytest.raises(IndexError, match=r"(?i)dim"):
         function(torch.zeros(4, 4, 4), 2, dim=dim)
 
 
@@ -484,7 +490,8 @@ def test_the_divisors_offered_are_the_nearest_in_ratio(units, competitors):
 
     offered = nearest_divisors(units, competitors)
     others = [u for u in range(2, units + 1) if units % u == 0 and u not in offered]
-    assert offered == sorted(set(offered)) and 1 <= len(offered) <= 4
+    assert offered == sorted(set(offered))
+    assert 1 <= len(offered) <= 4
     assert all(units % u == 0 and u >= 2 for u in offered)
     assert all(distance(u) >= max(map(distance, offered)) - 1e-9 for u in others)
     assert not others or len(offered) == 4
@@ -492,7 +499,8 @@ def test_the_divisors_offered_are_the_nearest_in_ratio(units, competitors):
 
 def test_the_outcome_is_named():
     out = lwta(torch.zeros(2, 4), 2, dim=-1)
-    assert isinstance(out, Winners) and Winners._fields == ("values", "winner")
+    assert isinstance(out, Winners)
+    assert Winners._fields == ("values", "winner")
 
 
 # --- losses --------------------------------------------------------------------------------------
@@ -530,9 +538,7 @@ def test_winner_probabilities_agree_with_the_reference(shape, dim, competitors, 
 @LOSS_CASES
 @pytest.mark.parametrize("loss", NAIVE)
 @pytest.mark.parametrize(("beta", "noise"), [(1.0, 1.0), (2.0, 0.7)])
-def test_losses_and_their_gradients_agree_with_the_reference(
-    loss, shape, dim, competitors, beta, noise
-):
+def test_losses_and_their_gradients_agree_with_the_reference(loss, shape, dim, competitors, beta, noise):
     x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     x.requires_grad_()
     value = losses(x, competitors, dim, beta, noise)[loss]
@@ -574,9 +580,7 @@ def test_a_certain_winner_has_the_kl_of_one_bit_per_doubling():
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(1, 1.0), (0, 0.0)])
-def test_usage_entropy_is_one_where_certain_winners_take_turns_and_zero_where_one_takes_all(
-    shift, expected
-):
+def test_usage_entropy_is_one_where_certain_winners_take_turns_and_zero_where_one_takes_all(shift, expected):
     samples = torch.arange(6) * shift % 3
     q = torch.nn.functional.one_hot(samples, 3).float().view(6, 1, 3).expand(6, 2, 3)
     assert usage_entropy(q, block_dim=1, dim=2).item() == pytest.approx(expected, abs=1e-6)

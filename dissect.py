@@ -1,0 +1,191 @@
+"""Label the units of a trained run and explain single inputs: ``dissect.py {label,explain} --help``."""
+
+import logging
+import sys
+from json import dumps
+from pathlib import Path
+
+import pandas as pd
+import torch
+from jsonargparse import ArgumentParser
+from torchvision.transforms.functional import to_pil_image
+from tqdm import tqdm
+
+from lwta.dissect.activations import Readout, collect
+from lwta.dissect.concepts import Concepts, read_concepts
+from lwta.dissect.explain import explain
+from lwta.dissect.labelers.clip import label_layer
+from lwta.dissect.labels import read_labels, write_labels
+from lwta.dissect.report import render_input
+from lwta.errors import InputError
+from models.run import Probe, Run, class_names, head_readout, load_run, open_image, patch_grid
+
+
+def label(
+    run: str,
+    concepts: str = "classes",
+    probe: str = "validate",
+    layers: str | list[str] | None = None,
+    readout: str | None = None,
+    root: str | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+) -> None:
+    """Label every unit with the concept most similar to the images on which it won (soft_wpmi).
+
+    Writes labels.parquet and labels.csv into the run folder.
+
+    Args:
+        run: folder made by train.py fit.
+        concepts: a concept matrix (.csv or .parquet table, .npz of embeddings), a row per probe
+            image; "classes" takes the probe set's own classes as 0/1 columns.
+        probe: split of the run's data: train, validate, test, or any split by its name.
+        layers: glob, or list of globs, over layer names; all measured layers where not given.
+        readout: cls, mean or max; what the network's head reads where not given.
+        root: data folder, where it has moved since training.
+        batch_size: images per pass.
+        num_workers: loader processes.
+    """
+    opened = load_run(run, root)
+    images = Probe(opened.data, probe)
+    matrix = None if concepts == "classes" else read_concepts(concepts, len(images))
+    classes = torch.full((len(images),), -1)
+
+    def batches():
+        loader = images.loader(batch_size, num_workers)
+        for indices, pixels, targets in tqdm(loader, "probe", disable=None):
+            classes[indices] = targets
+            yield indices, pixels
+
+    reading = _readout(opened, readout)
+    sites = opened.model.sparsity.select(layers)
+    exemplars = collect(opened.model.backbone, batches(), sites, reading)
+    _say_broken(images, classes)
+    if matrix is None:
+        names = class_names(opened)
+        matrix = Concepts(names, (classes[:, None] == torch.arange(len(names))).float())
+    table = pd.concat([label_layer(name, seen, matrix) for name, seen in exemplars.items()])
+    identity = {"weights": opened.weights, "probe": probe, "readout": reading.kind, "concepts": concepts}
+    paths = write_labels(opened.folder, table, identity)
+    for name, rows in table.groupby("layer", sort=False):
+        dead, labelled = (~rows["alive"]).sum(), rows["text"].notna().sum()
+        common = ", ".join(f"{text} {n}" for text, n in rows["text"].value_counts().head(5).items())
+        print(f"{name}: {len(rows)} units, {dead} dead, {labelled} labelled; most often {common}")
+    print(f"read at {reading.kind} on {len(images)} images; wrote {paths[0]} and {paths[1].name}")
+
+
+def explain_images(
+    images: list[str],
+    run: str,
+    layers: str | list[str] | None = None,
+    readout: str | None = None,
+    target: str | None = None,
+    top: int = 50,
+    root: str | None = None,
+    json: bool = False,
+) -> None:
+    """Say which units fired on each image and what each changed in the decision.
+
+    Prints a table for each image and writes a page for it into the run folder.
+
+    Args:
+        images: image files, or SPLIT:INDEX of the run's data, such as test:12.
+        run: folder made by train.py fit.
+        layers: glob, or list of globs, over layer names; the last layer where not given.
+        readout: cls, mean or max; what the network's head reads where not given.
+        target: class to explain; the predicted one where not given.
+        top: units listed and silenced in each layer.
+        root: data folder, where it has moved since training.
+        json: print JSON instead of tables.
+    """
+    opened = load_run(run, root)
+    names = class_names(opened)
+    if target is not None and target not in names:
+        raise InputError(f"there is no class {target!r}; the network knows {', '.join(names[:20])}")
+    labels = read_labels(opened.folder, opened.weights)
+    if labels is None:
+        print(f"no labels yet: dissect.py label --run {run} makes them", file=sys.stderr)
+    sites = opened.model.sparsity.select(layers)
+    sites = sites if layers else dict(list(sites.items())[-1:])
+    transform = opened.data.eval_transform()
+    pictures = [(source, open_image(source, opened.data)) for source in images]  # all, before any work
+    found = []
+    for source, picture in pictures:
+        pixels = transform(picture)
+        found.append(
+            explain(
+                opened.model.backbone,
+                pixels,
+                sites,
+                _readout(opened, readout),
+                class_names=names,
+                labels=labels,
+                grids=lambda n: patch_grid(opened.model.backbone, n),
+                name=Path(source).name,
+                target=None if target is None else names.index(target),
+                top=top,
+            )
+        )
+        page = _page_path(opened.folder, source)
+        page.parent.mkdir(exist_ok=True)
+        page.write_text(
+            render_input(found[-1], to_pil_image(opened.data.denormalise(pixels))), encoding="utf-8"
+        )
+        if not json:
+            print(found[-1].table())
+        print(f"page: {page}", file=sys.stderr)
+    if json:
+        print(dumps([explanation.to_dict() for explanation in found], indent=1))
+
+
+def _readout(run: Run, kind: str | None) -> Readout:
+    default, prefix = head_readout(run.model.backbone)
+    if kind == "cls" and default != "cls":
+        raise InputError(
+            "readout cls needs a class token that the head reads; this network's head pools, use mean"
+        )
+    return Readout(kind or default, prefix)
+
+
+def _say_broken(images: Probe, classes: torch.Tensor) -> None:
+    broken = (classes < 0).nonzero()[:, 0].tolist()
+    if broken:
+        named = ", ".join(images.name(index) for index in broken[:5])
+        print(f"left out {len(broken)} images that do not decode: {named}", file=sys.stderr)
+
+
+def _page_path(folder: Path, source: str) -> Path:
+    stem = source.replace(":", "-") if not Path(source).exists() else Path(source).stem
+    return folder / "explanations" / f"{Path(stem).name}.html"
+
+
+def _parser() -> ArgumentParser:
+    labels = ArgumentParser(description="Label the units of a run.")
+    labels.add_argument("--config", action="config", help="YAML file with any of the options below")
+    labels.add_function_arguments(label)
+    explains = ArgumentParser(description="Explain images: which units fired, and what each changed.")
+    explains.add_argument("--config", action="config", help="YAML file with any of the options below")
+    explains.add_argument("images", nargs="+", help="image files, or SPLIT:INDEX of the run's data")
+    explains.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    explains.add_function_arguments(explain_images, skip={"images", "json"})
+    parser = ArgumentParser(description=__doc__)
+    commands = parser.add_subcommands()
+    commands.add_subcommand("label", labels, help="words for every unit")
+    commands.add_subcommand("explain", explains, help="evidence for single images")
+    return parser
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; a bad input ends it with one sentence and exit code 1."""
+    logging.getLogger("timm").setLevel(logging.ERROR)  # names each broken image; we do so once
+    config = _parser().parse_args(args)
+    options = config[config.subcommand].as_dict()
+    options.pop("config")
+    try:
+        {"label": label, "explain": explain_images}[config.subcommand](**options)
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

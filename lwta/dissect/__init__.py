@@ -1,0 +1,1 @@
+"""Words for units and evidence for decisions, for any module and any loader."""

@@ -1,0 +1,98 @@
+"""Concept matrices: how much of each concept each probe image shows."""
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lwta.errors import InputError
+
+
+class Concepts(NamedTuple):
+    """Concept names and the matrix P (N, K), float32: presence in [0, 1] or a cosine in [-1, 1]."""
+
+    names: list[str]
+    presence: Tensor
+
+
+def read_concepts(path: str | Path, images: int) -> Concepts:
+    """Read a concept matrix for a probe set of ``images`` images.
+
+    ``.csv`` and ``.parquet``: an N x K table, a column per concept, a row per probe image in order.
+    ``.npz``: arrays ``image`` (N, E), ``text`` (K, E) and ``concepts`` (K,), embeddings of a
+    CLIP-like model; the matrix is their cosine.
+
+    Raises:
+        InputError: another suffix, a file that cannot be read, blank or duplicate concepts, missing
+            values, or a number of rows that is not ``images``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"there is no concept file {path}")
+    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_embeddings}
+    if path.suffix not in readers:
+        raise InputError(f"{path} is not a concept file; it ends in one of {', '.join(readers)}")
+    try:
+        names, matrix = readers[path.suffix](path)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"concept file {path} cannot be read: {error}") from error
+    _check_names(path, names)
+    if len(matrix) != images:
+        raise InputError(
+            f"{path} has {len(matrix)} rows and the probe set {images} images; it needs one row per image, in order"
+        )
+    if not np.isfinite(matrix).all():
+        row, column = np.argwhere(~np.isfinite(matrix))[0]
+        raise InputError(f"{path} has no number in row {row + 1} of concept {names[column]!r}; fill it in")
+    return Concepts(names, torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32)))
+
+
+def _check_names(path: Path, names: list[str]) -> None:
+    blank = [i + 1 for i, name in enumerate(names) if not name.strip()]
+    if blank:
+        raise InputError(f"concept {blank[0]} of {path} is blank; name it or remove it")
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise InputError(f"{path} names the concept {repeated[0]!r} twice; keep one")
+    if len(names) < 2:
+        raise InputError(f"{path} holds {len(names)} concepts; labels need at least two to choose from")
+
+
+def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
+    with path.open(newline="", encoding="utf-8") as file:  # pandas would rename duplicates
+        names = next(csv.reader(file), [])
+    table = pd.read_csv(path, header=None, skiprows=1)
+    if len(table.columns) != len(names):
+        raise InputError(f"{path} names {len(names)} concepts and has {len(table.columns)} columns")
+    return names, table.to_numpy(dtype=np.float64)
+
+
+def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
+    table = pd.read_parquet(path)
+    return [str(name) for name in table.columns], table.to_numpy(dtype=np.float64)
+
+
+def _read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        missing = {"image", "text", "concepts"} - set(arrays)
+        if missing:
+            raise InputError(
+                f"{path} lacks the array {sorted(missing)[0]!r}; it needs image, text and concepts"
+            )
+        image, text = (arrays[name].astype(np.float64) for name in ("image", "text"))
+        names = [str(name) for name in arrays["concepts"]]
+    if len(names) != len(text) or image.shape[1:] != text.shape[1:]:
+        raise InputError(
+            f"in {path}, image {image.shape}, text {text.shape} and {len(names)} concepts do not fit together"
+        )
+    for what, rows in (("image", image), ("text", text)):
+        if not np.linalg.norm(rows, axis=1).all():
+            raise InputError(f"in {path}, an {what} embedding is all zeros; it has no direction to compare")
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (image, text)]
+    return names, unit[0] @ unit[1].T

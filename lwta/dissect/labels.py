@@ -1,0 +1,62 @@
+"""The label table: one schema for every labeler, dead units included."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lwta.errors import InputError
+
+COLUMNS = {
+    "layer": "string",
+    "unit": "int64",
+    "text": "string",  # missing where the unit has no label
+    "score": "float64",
+    "runner_up": "string",
+    "runner_up_score": "float64",
+    "alive": "bool",  # won on at least one probe image
+    "wins": "int64",  # probe images on which it won
+    "win_rate": "float64",
+    "negative": "bool",  # wins mostly with negative values; the label describes those
+    "reason": "string",  # why there is no label
+}
+
+
+def write_labels(folder: str | Path, labels: pd.DataFrame, identity: dict[str, Any]) -> list[Path]:
+    """Write ``labels.parquet`` and ``labels.csv`` into a run folder, whole or not at all.
+
+    Args:
+        identity: what the labels were made from (weights, probe set, readout, concepts); kept in the
+            parquet file, so that labels are never shown beside other weights.
+    """
+    table = pa.Table.from_pandas(labels.astype(COLUMNS)[list(COLUMNS)], preserve_index=False)
+    table = table.replace_schema_metadata({"lwta": json.dumps(identity)})
+    paths = [Path(folder) / "labels.parquet", Path(folder) / "labels.csv"]
+    parts = [path.with_suffix(path.suffix + ".part") for path in paths]
+    pq.write_table(table, parts[0])
+    labels.to_csv(parts[1], index=False)
+    for part, path in zip(parts, paths, strict=True):
+        part.replace(path)
+    return paths
+
+
+def read_labels(folder: str | Path, weights: str) -> pd.DataFrame | None:
+    """The labels of a run, or None where it has none yet.
+
+    Raises:
+        InputError: where they were made from other weights than ``weights``, a hash.
+    """
+    path = Path(folder) / "labels.parquet"
+    if not path.is_file():
+        return None
+    table = pq.read_table(path)
+    identity = json.loads((table.schema.metadata or {}).get(b"lwta", b"{}"))
+    if identity.get("weights") != weights:
+        raise InputError(
+            f"{path} was made from other weights than the run's checkpoint; make it anew with "
+            f"dissect.py label --run {folder}"
+        )
+    return table.to_pandas()

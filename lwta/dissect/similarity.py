@@ -1,0 +1,54 @@
+"""Similarity of units and concepts over probe images (CLIP-Dissect, Oikarinen & Weng, ICLR 2023)."""
+
+import torch
+from torch import Tensor
+
+from lwta.dissect.activations import Exemplars
+
+
+def soft_wpmi(
+    exemplars: Exemplars, presence: Tensor, *, scale: float = 10.0, prior: float = 1.0, chunk: int = 128
+) -> Tensor:
+    """Soft weighted pointwise mutual information of units and concepts, (D, K).
+
+    With S = softmax(scale * P) over concepts and the r-th of k exemplars weighted by
+    p_r = .998 - .028 r / k::
+
+        logL[d, c] = (k_max / k_d) sum_r log(1 + p_r (S[image(r, d), c] - 1) + 1e-7)
+        score = logL - prior * (logsumexp over units of logL - log D)
+
+    The factor k_max / k_d is 1 for every unit with a full list and then the published formula; a
+    sparse unit may have won on fewer images, and without it its shorter sum would pass for a high
+    likelihood and, through the prior, blot out every other unit.
+
+    Args:
+        exemplars: of all units of one layer, the prior is over them; units without any are NaN
+            and take no part.
+        presence: P (N, K).
+        scale: a, sharpness of S; 10 as published.
+        prior: lambda, 1 as published.
+        chunk: concepts scored at a time.
+
+    Source: arXiv 2204.10965, section 3.3 and its public constants (top 100, a = 10, lambda = 1).
+    """
+    listed = exemplars.images >= 0
+    lengths = listed.sum(0)
+    images = exemplars.images.clamp_min(0)
+    k_max = len(images)
+    # .998 falling to .97 over the full list, stretched to a shorter one.
+    ranks = torch.arange(k_max)[:, None] / lengths.clamp_min(1)
+    weight = torch.where(listed, 0.998 - 0.028 * ranks, 0.0)
+    log_norm = (scale * presence).logsumexp(1, keepdim=True)
+    scores = []
+    for part in presence.split(chunk, dim=1):
+        concept_given_image = (scale * part - log_norm).exp()
+        log_likelihood = torch.zeros(images.shape[1], part.shape[1])
+        # Ten factors a logarithm: each is at least .002, so ten stay above float32's smallest.
+        for rows, weights, used in zip(images.split(10), weight.split(10), listed.split(10), strict=True):
+            factor = 1 + weights[..., None] * (concept_given_image[rows] - 1) + 1e-7
+            log_likelihood += torch.where(used[..., None], factor, 1.0).prod(0).log()
+        scores.append(log_likelihood * (k_max / lengths.clamp_min(1))[:, None])
+    log_likelihood = torch.cat(scores, 1)
+    heard = lengths > 0
+    common = log_likelihood[heard].logsumexp(0) - heard.sum().log()
+    return (log_likelihood - prior * common).masked_fill(~heard[:, None], torch.nan)

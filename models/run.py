@@ -1,0 +1,139 @@
+"""A trained run: its folder, network, data and identity."""
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lwta.errors import InputError
+from models.backbone import run_checkpoint
+from models.classifier import Classifier
+from models.data import ImageData
+
+
+class Run(NamedTuple):
+    """What ``--run runs/NAME`` opens.
+
+    Attributes:
+        folder: where the run lies.
+        model: the network, in evaluation mode, from its best checkpoint.
+        data: its data, with its transforms; nothing is read from disk before it is asked for.
+        weights: hash of the checkpoint file.
+    """
+
+    folder: Path
+    model: Classifier
+    data: ImageData
+    weights: str
+
+
+def load_run(folder: str | Path, root: str | None = None) -> Run:
+    """Open a run folder.
+
+    Args:
+        folder: made by ``train.py fit --run``.
+        root: data folder, where the data has moved since training.
+
+    Raises:
+        InputError: where the folder holds no run, or its checkpoint cannot be read.
+    """
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise InputError(
+            f"{folder} is no run: it has no config.yaml; train one with train.py fit --run {folder}"
+        )
+    fields: dict[str, Any] = yaml.safe_load(config.read_text())["data"]
+    if root is not None:
+        fields["root"] = root
+    checkpoint = run_checkpoint(folder)
+    model = Classifier.from_checkpoint(checkpoint)
+    data = ImageData(**fields)
+    return Run(folder, model, data, hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16])
+
+
+def class_names(run: Run) -> list[str]:
+    """Names of the classes the network tells apart; their numbers where the data has no names."""
+    names = run.model.hparams["class_names"]
+    return names or [str(k) for k in range(run.model.hparams["num_classes"])]
+
+
+def head_readout(backbone: nn.Module) -> tuple[str, int]:
+    """What a timm network's head reads, ``cls`` or ``mean`` or ``max``, and its number of prefix tokens."""
+    prefix = getattr(backbone, "num_prefix_tokens", 0)
+    pool = getattr(backbone, "global_pool", "avg")
+    if pool == "token" and prefix:
+        return "cls", prefix
+    return ("max" if pool == "max" else "mean"), prefix
+
+
+def patch_grid(backbone: nn.Module, patches: int) -> tuple[int, int] | None:
+    """(rows, columns) of a token layer's patches, None where there is no grid."""
+    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
+    return tuple(grid) if grid and grid[0] * grid[1] == patches else None
+
+
+def open_image(source: str, data: ImageData) -> Image.Image:
+    """An image file, or ``SPLIT:INDEX`` of the run's data (``test:12``), as RGB.
+
+    Raises:
+        InputError: where there is no such image, or it does not decode.
+    """
+    path = Path(source)
+    split, _, index = source.rpartition(":")
+    try:
+        if not path.exists() and split and index.isdigit():
+            images = data.dataset(split)
+            if int(index) >= len(images):  # type: ignore[arg-type]
+                raise InputError(f"{source}: the split has {len(images)} images, the first is 0")  # type: ignore[arg-type]
+            return images[int(index)][0]
+        return Image.open(path).convert("RGB")
+    except FileNotFoundError:
+        raise InputError(f"there is no image {source}; give a file, or SPLIT:INDEX such as test:12") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"image {source} does not decode ({error}); replace or leave it out") from None
+
+
+class Probe(Dataset):
+    """The images of a split for dissection: (index, image, class), None where one does not decode."""
+
+    def __init__(self, data: ImageData, split: str) -> None:
+        self.images = data.dataset(split, data.eval_transform())
+        # timm would put the next image in a broken one's place, under the broken one's index.
+        self.images._max_retries = 1  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | None, int]:
+        try:
+            image, target = self.images[index]
+        except RuntimeError as error:
+            if "Failed to load" not in str(error):
+                raise
+            return index, None, -1
+        return index, image, int(target)
+
+    def name(self, index: int) -> str:
+        """File name of an image where the data has one, else its index."""
+        filename = getattr(self.images, "filename", None)
+        return str(filename(index) or index) if filename else str(index)
+
+    def loader(self, batch_size: int, num_workers: int) -> DataLoader:
+        """Batches (indices, images, classes) in order, broken images left out."""
+        return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_collate)
+
+
+def _collate(items: list[tuple[int, Tensor | None, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    kept = [(index, image, target) for index, image, target in items if image is not None]
+    if not kept:
+        return torch.empty(0, dtype=torch.long), torch.empty(0), torch.empty(0, dtype=torch.long)
+    indices, images, targets = zip(*kept, strict=True)
+    return torch.tensor(indices), torch.stack(images), torch.tensor(targets)

@@ -1,0 +1,109 @@
+"""Small data that a test can train on in seconds, and the real photographs where they are at hand."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SPLITS = {"train": 48, "validation": 24, "test": 24}
+COLOURS = {"blue": (30, 60, 200), "green": (40, 170, 60), "red": (200, 40, 40)}
+
+
+def coloured_image(colour: tuple[int, int, int], rng: np.random.Generator, side: int = 16) -> Image.Image:
+    """A noisy square of one colour."""
+    pixels = np.array(colour) + rng.normal(0, 30, (side, side, 3))
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ImageFolder of three classes that differ by colour: root/split/class/i.png."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split, count in SPLITS.items():
+        for name, colour in COLOURS.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count // len(COLOURS)):
+                coloured_image(colour, rng).save(folder / f"{i:03}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def parquet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as parquet files, columns ``img`` and ``label``, as CIFAR-10 comes from the hub."""
+    import datasets
+
+    root = tmp_path_factory.mktemp("parquet")
+    rng = np.random.default_rng(1)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=list(COLOURS))})
+    for split in ("train", "test"):
+        labels = [i % 3 for i in range(SPLITS[split])]
+        images = [coloured_image(list(COLOURS.values())[label], rng) for label in labels]
+        data = datasets.Dataset.from_dict({"img": images, "label": labels}, features=features)
+        data.to_parquet(root / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what ``datasets`` caches of test data out of the user's cache, and off the hub."""
+    import datasets
+
+    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
+
+
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """Folder of CIFAR-10's parquet files."""
+    here = Path(__file__).parents[2] / "shared" / "data" / "cifar10"
+    folder = Path(os.environ.get("CIFAR10", here))
+    if not any(folder.glob("*.parquet")):
+        pytest.skip("CIFAR-10 is not at hand; set CIFAR10 to a folder with its parquet files")
+    return folder
+
+
+@pytest.fixture
+def tiny(image_folder: Path, tmp_path: Path) -> "TinyRun":
+    """A run small enough to train in a second."""
+    return TinyRun(image_folder, tmp_path / "run")
+
+
+class TinyRun:
+    """Command lines of a two-block ViT, 24 competitors, on the coloured squares."""
+
+    def __init__(self, data: Path, folder: Path) -> None:
+        self.data, self.folder = data, folder
+
+    def args(self, **options: object) -> list[str]:
+        """Arguments of ``train.py fit``; options override, with ``__`` for a dot."""
+        defaults: dict[str, object] = {
+            "run": self.folder,
+            "data.root": self.data,
+            "data.image_size": 16,
+            "data.crop_pct": 1.0,
+            "data.shift": 2,
+            "data.batch_size": 12,
+            "data.num_workers": 0,
+            "model.backbone": "vit_tiny_patch16_224",
+            "model.backbone_args": (
+                "{img_size: 16, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, drop_path_rate: 0.1}"
+            ),
+            "model.noise": "{start: 1.0, end: 0.1, epochs: 2}",
+            "model.lr": 3e-3,
+            "trainer.max_epochs": 3,
+            "trainer.accelerator": "cpu",
+            "trainer.enable_progress_bar": "false",
+            "trainer.enable_model_summary": "false",
+            "trainer.num_sanity_val_steps": 0,
+        }
+        values = defaults | {key.replace("__", "."): value for key, value in options.items()}
+        return ["fit", *(f"--{key}={value}" for key, value in values.items() if value is not None)]
+
+    def fit(self, **options: object) -> None:
+        """Train in this process."""
+        import train
+
+        train.main(self.args(**options))
