@@ -110,7 +110,7 @@ def explain_images(
     transform = opened.data.eval_transform()
     pictures = [(source, open_image(source, opened.data)) for source in images]  # all, before any work
     found = []
-    for source, picture in pictures:
+    for (source, picture), page in zip(pictures, _pages(opened.folder, images), strict=True):
         pixels = transform(picture)
         found.append(
             explain(
@@ -126,7 +126,6 @@ def explain_images(
                 top=top,
             )
         )
-        page = _page_path(opened.folder, source)
         page.parent.mkdir(exist_ok=True)
         page.write_text(
             render_input(found[-1], to_pil_image(opened.data.denormalise(pixels))), encoding="utf-8"
@@ -154,9 +153,14 @@ def _say_broken(images: Probe, classes: torch.Tensor) -> None:
         print(f"left out {len(broken)} images that do not decode: {named}", file=sys.stderr)
 
 
-def _page_path(folder: Path, source: str) -> Path:
-    stem = source.replace(":", "-") if not Path(source).exists() else Path(source).stem
-    return folder / "explanations" / f"{Path(stem).name}.html"
+def _pages(folder: Path, sources: list[str]) -> list[Path]:
+    """A page for each image, named after it; images of the same name are numbered."""
+    stems = [Path(s).stem if Path(s).exists() else s.replace(":", "-") for s in sources]
+    pages = []
+    for i, stem in enumerate(stems):
+        again = stems[:i].count(stem)
+        pages.append(folder / "explanations" / f"{Path(stem).name}{f'-{again + 1}' if again else ''}.html")
+    return pages
 
 
 def _parser() -> ArgumentParser:

@@ -71,7 +71,7 @@ def nearest_divisors(units: int, competitors: int, count: int = 4) -> list[int]:
     """Block sizes of at least 2 that divide ``units``, the ``count`` nearest in ratio, ascending.
 
     >>> nearest_divisors(384, 23)
-    [16, 24, 32, 48]
+    [12, 16, 24, 32]
     """
     divisors = [u for u in range(2, units + 1) if units % u == 0]
     target = max(competitors, 1)

@@ -19,17 +19,19 @@ from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resiz
 from lwta.errors import InputError
 
 Transform = Callable[[Image.Image], Tensor]
+_SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 
 
 class ImageData(LightningDataModule):
     """Training, validation and test images behind timm's dataset factory and transforms.
 
     Args:
-        root: the data folder or tar file. For ``name: hfds`` a folder of parquet files; for
+        root: the data folder. For ``name: hfds`` a folder of parquet files; for
             ``hfds/OWNER/NAME`` the cache folder of the hub download.
         name: as timm names datasets: empty for ImageFolder and tar, ``torch/cifar10``, ``hfds``,
             ``hfds/OWNER/NAME``, ``wds/...``.
-        train_split, val_split, test_split: split names; ``hfds`` takes slices such as ``train[:20000]``.
+        train_split, val_split, test_split: split names; ``hfds`` takes slices such as ``train[:20000]``,
+            a folder of tar files the file's name, ``wds`` shards and count (``train-{000..099}.tar|100000``).
         dataset_args: further arguments of ``timm.data.create_dataset`` (``input_key``, ``target_key``, ...).
         num_classes: None reads the number from the data; streamed data does not know it.
         image_size: side of the square input, in pixels.
@@ -109,7 +111,9 @@ class ImageData(LightningDataModule):
             # timm's root is a cache folder; inside the data folder its files would be read as data
             # at the next load, so the library's own cache is used.
             name, root = f"hfds/{_existing(root)}", None
-        elif not name or name.startswith("wds"):
+        elif not name:
+            root = str(_split_folder(_existing(root), split))
+        elif name.startswith("wds"):
             _existing(root)
         try:
             data = create_dataset(
@@ -178,7 +182,9 @@ class ImageData(LightningDataModule):
         sampler = EpochSampler(data, *self._rank(), seed=self.seed)
         # Loader processes ask for the first indices of a resumed run before Lightning tells the sampler
         # its epoch, and before current_epoch counts the epochs already done.
-        sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed if self.trainer else 0)
+        if self.trainer:
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
         if len(sampler) < self.batch_size:
             raise InputError(
                 f"{len(sampler)} training images do not fill a batch of {self.batch_size}; "
@@ -222,8 +228,19 @@ def _existing(root: str) -> Path:
     return Path(root).resolve()
 
 
+def _split_folder(root: Path, split: str) -> Path:
+    # timm would take the whole root, all splits together, for a split it does not find.
+    synonyms = next((names for names in _SYNONYMS if split in names), ())
+    for name in (split, *synonyms):
+        if (root / name).exists():
+            return root / name
+    held = ", ".join(sorted(path.name for path in root.iterdir())[:10]) or "nothing"
+    raise InputError(f"there is no split {split!r} in {root}; it holds {held}")
+
+
 def _class_names(data: Dataset) -> list[str] | None:
-    mapping = getattr(getattr(data, "reader", None), "class_to_idx", None)
+    reader = getattr(data, "reader", None)
+    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)  # tar
     if mapping:
         return [str(name) for name, _ in sorted(mapping.items(), key=lambda item: item[1])]
     classes = getattr(data, "classes", None)

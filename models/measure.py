@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lwta.errors import InputError
-from lwta.layers import Firing, sampled
+from lwta.layers import Firing, competitions, sampled
 from lwta.sparsity import sparsity_metrics
 from models.swap import Site
 
@@ -20,9 +20,10 @@ def predict(backbone: nn.Module, images: Tensor, samples: int, seed: int) -> Ten
 
     Args:
         samples: 0 takes each block's argmax; n averages the probabilities of n samples of the
-            competition, which repeat for the same ``seed`` and batch.
+            competition, which repeat for the same ``seed`` and batch. Where nothing competes there is
+            nothing to sample.
     """
-    if samples == 0:
+    if samples == 0 or not competitions(backbone):
         return backbone(images).softmax(-1)
     total = torch.zeros((), device=images.device)
     for sample in range(samples):

@@ -143,6 +143,10 @@ def swap(
 def _check_kind(kind: str, competitors: int | None) -> None:
     if kind not in KINDS:
         raise InputError(f"activation is one of {', '.join(KINDS)}, not {kind!r}")
+    if competitors is not None and competitors < 2:
+        raise InputError(
+            f"a block needs at least 2 competitors, got {competitors}; null is the dense network"
+        )
     if kind in ("relu", "gelu") and competitors is not None:
         raise InputError(f"{kind} has no competitors; set competitors to null")
 
@@ -177,7 +181,7 @@ def _replacement(kind: str, competitors: int | None, site: Site, scales: dict[st
             f"the axis of the units of {site.name} cannot be told from what feeds it; set model.dim"
         )
     assert competitors is not None
-    if competitors < 2 or site.units % competitors:
+    if site.units % competitors:
         nearest = ", ".join(map(str, nearest_divisors(site.units, competitors)))
         raise InputError(
             f"{competitors} competitors do not divide the {site.units} units of {site.name}; "

@@ -454,9 +454,9 @@ def test_nan_stays_in_its_block():
     [
         (5, {}, ValueError, "5 competitors .* 12 units.* 4, 6"),
         (24, {}, ValueError, "24 competitors .* 12 units.* 6, 12"),
-        (1, {}, ValueError, "1 competitors .* 12 units.* 2, 3"),
-        (0, {}, ValueError, "0 competitors .* 12 units"),
-        (-3, {}, ValueError, "-3 competitors .* 12 units"),
+        (1, {}, ValueError, "at least 2 competitors, got 1"),
+        (0, {}, ValueError, "at least 2 competitors, got 0"),
+        (-3, {}, ValueError, "at least 2 competitors, got -3"),
         (4, {"noise": 1.0}, ValueError, "seed"),
         (4, {"tau": 0.0}, ValueError, "tau=0"),
         (4, {"tau": -1.0}, ValueError, "tau=-1"),
@@ -478,7 +478,7 @@ def test_units_that_are_not_floating_point_are_refused(dtype):
 @pytest.mark.parametrize("dim", [3, 5, -4])
 @pytest.mark.parametrize("function", [lwta, winner_probabilities])
 def test_an_axis_that_the_tensor_lacks_is_refused(function, dim):
-    with pytest.raises(IndexError, match=r"(?i)dim"):
+    with pytest.raises(IndexError, match=f"no axis {dim} in a tensor of 3 axes"):
         function(torch.zeros(4, 4, 4), 2, dim=dim)
 
 

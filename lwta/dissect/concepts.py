@@ -45,7 +45,8 @@ def read_concepts(path: str | Path, images: int) -> Concepts:
     _check_names(path, names)
     if len(matrix) != images:
         raise InputError(
-            f"{path} has {len(matrix)} rows and the probe set {images} images; it needs one row per image, in order"
+            f"{path} has {len(matrix)} rows and the probe set {images} images; "
+            "it needs one row per image, in order"
         )
     if not np.isfinite(matrix).all():
         row, column = np.argwhere(~np.isfinite(matrix))[0]

@@ -114,7 +114,8 @@ class Explanation:
         return asdict(self)
 
 
-_HEAD = f"{'unit':>6}  {'label':<20} {'value':>8} {'margin':>8}  {'rival':<26} {'contribution':>12} {'silenced':>9}"
+_ROW = "{:>6}  {:<20} {:>8} {:>8}  {:<26} {:>12} {:>9}"
+_HEAD = _ROW.format("unit", "label", "value", "margin", "rival", "contribution", "silenced")
 
 
 def _line(u: FiredUnit) -> str:
@@ -122,7 +123,8 @@ def _line(u: FiredUnit) -> str:
     rival = "" if u.rival is None else f"{u.rival} ({u.rival_label or 'no label'})"
     margin = "" if u.margin is None else f"{u.margin:.2f}"
     change = "" if u.change is None else f"{u.change:+.3f}"
-    return f"{u.unit:>6}  {label:<20} {u.value:>+8.2f} {margin:>8}  {rival:<26} {u.contribution:>+12.3f} {change:>9}"
+    value, contribution = f"{u.value:+.2f}", f"{u.contribution:+.3f}"
+    return _ROW.format(u.unit, label, value, margin, rival, contribution, change)
 
 
 @contextmanager

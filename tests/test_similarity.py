@@ -1,0 +1,301 @@
+"""soft_wpmi against its published formula, the rows of labels made with it, and their file."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lwta.dissect.activations import Exemplars
+from lwta.dissect.concepts import Concepts
+from lwta.dissect.labelers.clip import FEWEST_WINS, label_layer
+from lwta.dissect.labels import COLUMNS, read_labels, write_labels
+from lwta.dissect.similarity import soft_wpmi
+from lwta.errors import InputError
+
+
+def naive_soft_wpmi(lists, presence, scale=10.0, prior=1.0, k_max=100):
+    """The formula one unit, one concept and one image at a time, in float64.
+
+    ``lists`` holds each unit's images, strongest first. An empty list is a dead unit: NaN, and no
+    part of the prior. A list shorter than k_max is stretched to it, as our docstring says.
+    """
+    images, concepts = presence.shape
+    shown = []  # S = softmax(a P) over concepts
+    for i in range(images):
+        exponentials = [math.exp(scale * float(presence[i, c])) for c in range(concepts)]
+        shown.append([e / sum(exponentials) for e in exponentials])
+    likelihood = {}
+    for unit, exemplars in enumerate(lists):
+        if not exemplars:
+            continue
+        rows = []
+        for c in range(concepts):
+            total = 0.0
+            for r, image in enumerate(exemplars):
+                p = 0.998 - r / len(exemplars) * 0.028
+                total += math.log(1 + p * (shown[image][c] - 1) + 1e-7)
+            rows.append(total * k_max / len(exemplars))
+        likelihood[unit] = rows
+    scores = np.full((len(lists), concepts), np.nan)
+    for c in range(concepts):
+        column = [rows[c] for rows in likelihood.values()]
+        top = max(column)
+        common = top + math.log(sum(math.exp(x - top) for x in column)) - math.log(len(column))
+        for unit, rows in likelihood.items():
+            scores[unit, c] = rows[c] - prior * common
+    return scores
+
+
+def as_exemplars(lists, k, count, negative=()):
+    """Exemplars of given image lists; values fall with the rank."""
+    images, values = torch.full((k, len(lists)), -1), torch.zeros(k, len(lists))
+    for unit, listed in enumerate(lists):
+        images[: len(listed), unit] = torch.tensor(listed, dtype=torch.long)
+        values[: len(listed), unit] = torch.arange(len(listed), 0, -1).float()
+    flags = torch.tensor([unit in negative for unit in range(len(lists))])
+    return Exemplars(images, values, torch.tensor([len(listed) for listed in lists]), flags, count)
+
+
+def world(images=240, concepts=12, seed=0, kind="cosine"):
+    """A concept matrix of cosines, as CLIP's are, or of classes as 0/1."""
+    rng = np.random.default_rng(seed)
+    if kind == "classes":
+        found = rng.integers(concepts, size=images)[:, None] == np.arange(concepts)
+    else:
+        found = rng.normal(0.2, 0.05, (images, concepts))
+    return torch.from_numpy(found.astype(np.float32))
+
+
+def full_lists(units, images=240, k=100, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.permutation(images)[:k].tolist() for _ in range(units)]
+
+
+# --- soft_wpmi -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["cosine", "classes"])
+@pytest.mark.parametrize(("images", "concepts", "seed"), [(200, 8, 0), (240, 40, 1), (400, 90, 2)])
+def test_full_lists_agree_with_the_published_formula(kind, images, concepts, seed):
+    presence, lists = world(images, concepts, seed, kind), full_lists(12, images, seed=seed)
+    expected = naive_soft_wpmi(lists, presence)
+    found = soft_wpmi(as_exemplars(lists, 100, images), presence).double().numpy()
+    assert found.shape == (12, concepts)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+def test_scale_and_prior_are_those_of_the_formula():
+    presence, lists = world(), full_lists(6)
+    for scale, prior in ((2.0, 0.6), (10.0, 0.0)):
+        found = soft_wpmi(as_exemplars(lists, 100, 240), presence, scale=scale, prior=prior).double().numpy()
+        expected = naive_soft_wpmi(lists, presence, scale, prior)
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("k", [100, 37])
+def test_short_lists_are_stretched_to_the_full_length(k):
+    presence = world()
+    lists = [listed[:length] for listed, length in zip(full_lists(7), (k, 36, 25, 11, 10, 2, 1), strict=True)]
+    found = soft_wpmi(as_exemplars(lists, k, 240), presence).double().numpy()
+    expected = naive_soft_wpmi(lists, presence, k_max=k)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+def test_a_short_list_does_not_blot_out_the_other_units():
+    # Unstretched, its sum of few logarithms would pass for a likelihood above that of any full list.
+    lists, concepts = planted(50)
+    found = soft_wpmi(as_exemplars([*lists, lists[0][:12]], 50, 200), concepts.presence)
+    assert found.argmax(1).tolist() == [2, 0, 3, 1, 2]
+    assert (found.amax(1) > 0).all()  # each likelier than the prior on its own concept
+
+
+def test_a_dead_unit_is_nan_and_has_no_influence_on_the_others():
+    presence, lists = world(), full_lists(5)
+    without = soft_wpmi(as_exemplars(lists, 100, 240), presence)
+    found = soft_wpmi(as_exemplars([[], *lists[:2], [], *lists[2:]], 100, 240), presence)
+    assert found[[0, 3]].isnan().all()
+    torch.testing.assert_close(found[[1, 2, 4, 5, 6]], without, rtol=0, atol=1e-5)
+
+
+def test_a_layer_of_dead_units_is_all_nan():
+    assert soft_wpmi(as_exemplars([[], []], 100, 240), world()).isnan().all()
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 12, 1000])
+def test_scores_do_not_depend_on_the_chunk(chunk):
+    presence, exemplars = world(), as_exemplars([*full_lists(6), [3, 1, 2], []], 100, 240)
+    torch.testing.assert_close(
+        soft_wpmi(exemplars, presence, chunk=chunk),
+        soft_wpmi(exemplars, presence, chunk=4),
+        rtol=0,
+        atol=1e-5,
+        equal_nan=True,
+    )
+
+
+def test_images_that_show_nothing_of_a_concept_leave_scores_finite():
+    # Factors of .002 and less a hundred times over: 1e-270, far below what float32 holds.
+    presence = torch.zeros(240, 3)
+    presence[:, 0] = 10.0
+    found = soft_wpmi(as_exemplars(full_lists(4), 100, 240), presence)
+    assert found.isfinite().all()
+    expected = naive_soft_wpmi(full_lists(4), presence)
+    np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=5e-3)
+
+
+# --- rows of the label table ---------------------------------------------------------------------
+
+NAMES = ["cat", "dog", "sky", "tree"]
+
+
+def planted(wins=30):
+    """Each image shows one concept; units 0 to 3 win on ``wins`` images of concept 2, 0, 3, 1."""
+    shown = torch.arange(200) % 4
+    presence = 0.2 + 0.1 * (shown[:, None] == torch.arange(4)).float()
+    presence += 0.01 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    lists = [(shown == concept).nonzero()[:wins, 0].tolist() for concept in (2, 0, 3, 1)]
+    return lists, Concepts(NAMES, presence)
+
+
+@pytest.mark.parametrize("wins", [10, 30, 50])
+def test_a_unit_that_wins_on_the_images_of_one_concept_gets_that_label(wins):
+    lists, concepts = planted(wins)
+    rows = label_layer("layer", as_exemplars(lists, 50, 200), concepts)
+    assert rows["text"].tolist() == ["sky", "cat", "tree", "dog"]
+
+
+def test_rows_follow_the_schema_with_a_row_for_every_unit():
+    lists, concepts = planted()
+    rows = label_layer("blocks.0", as_exemplars([*lists, [], [1, 2]], 50, 200, negative=[1]), concepts)
+    assert list(rows.columns) == list(COLUMNS)
+    assert rows["layer"].tolist() == ["blocks.0"] * 6
+    assert rows["unit"].tolist() == list(range(6))
+    assert rows["alive"].tolist() == [True, True, True, True, False, True]
+    assert rows["wins"].tolist() == [30, 30, 30, 30, 0, 2]
+    assert rows["win_rate"].tolist() == pytest.approx([0.15, 0.15, 0.15, 0.15, 0, 0.01])
+    assert rows["negative"].tolist() == [False, True, False, False, False, False]
+
+
+def test_scores_are_the_two_highest_and_the_runner_up_is_another_concept():
+    lists, concepts = planted()
+    exemplars = as_exemplars(lists, 50, 200)
+    rows, scores = label_layer("layer", exemplars, concepts), soft_wpmi(exemplars, concepts.presence)
+    for unit, row in rows.iterrows():
+        order = sorted(range(4), key=lambda k, unit=unit: -scores[unit, k].item())
+        assert (row["text"], row["runner_up"]) == (NAMES[order[0]], NAMES[order[1]])
+        assert row["score"] == pytest.approx(scores[unit, order[0]].item())
+        assert row["runner_up_score"] == pytest.approx(scores[unit, order[1]].item())
+        assert row["runner_up"] != row["text"]
+        assert pd.isna(row["reason"])
+
+
+def test_units_that_won_too_rarely_have_a_reason_and_nothing_else():
+    lists, concepts = planted()
+    few = [listed[:wins] for listed, wins in zip(lists, (FEWEST_WINS, FEWEST_WINS - 1, 1, 0), strict=True)]
+    rows = label_layer("layer", as_exemplars(few, 50, 200), concepts)
+    assert FEWEST_WINS == 10
+    assert rows["text"].notna().tolist() == [True, False, False, False]
+    assert rows["reason"].tolist()[1:] == [
+        "won on 9 images, fewer than 10", "won on 1 images, fewer than 10", "never won",
+    ]  # fmt: skip
+    assert rows["alive"].tolist() == [True, True, True, False]
+    assert rows.loc[1:, ["text", "score", "runner_up", "runner_up_score"]].isna().all(axis=None)
+
+
+def test_units_without_a_label_do_not_change_the_labels_of_the_others():
+    lists, concepts = planted()
+    alone = label_layer("layer", as_exemplars(lists, 50, 200), concepts)
+    beside = label_layer("layer", as_exemplars([*lists, [0, 4, 8], []], 50, 200), concepts)
+    columns = ["text", "runner_up", "score", "runner_up_score"]
+    pd.testing.assert_frame_equal(beside.loc[:3, columns], alone[columns], check_dtype=False)
+
+
+def test_a_layer_of_dead_units_has_rows_and_no_label():
+    rows = label_layer("layer", as_exemplars([[], []], 50, 200), planted()[1])
+    assert rows["reason"].tolist() == ["never won", "never won"]
+    assert not rows["alive"].any()
+    assert rows["text"].isna().all()
+
+
+# --- their file ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def labels():
+    lists, concepts = planted()
+    exemplars = as_exemplars([*lists, [], [1, 2]], 50, 200, negative=[1])
+    return pd.concat([label_layer(name, exemplars, concepts) for name in ("blocks.0", "blocks.1")])
+
+
+def same(found, expected):
+    found, expected = (table.astype(COLUMNS).reset_index(drop=True) for table in (found, expected))
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_labels_are_read_as_they_were_written(tmp_path, labels):
+    paths = write_labels(tmp_path, labels, {"weights": "w"})
+    assert paths == [tmp_path / "labels.parquet", tmp_path / "labels.csv"]
+    same(read_labels(tmp_path, "w"), labels)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "labels.parquet"]
+
+
+def test_the_csv_holds_the_same_rows_with_a_header(tmp_path, labels):
+    path = write_labels(tmp_path, labels, {"weights": "w"})[1]
+    assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
+    same(pd.read_csv(path), labels)
+
+
+def test_the_parquet_file_has_the_types_of_the_schema(tmp_path, labels):
+    schema = pq.read_schema(write_labels(tmp_path, labels, {"weights": "w"})[0])
+    assert schema.names == list(COLUMNS)
+    types = {"int64": pa.types.is_int64, "float64": pa.types.is_float64, "bool": pa.types.is_boolean}
+    types["string"] = lambda t: pa.types.is_string(t) or pa.types.is_large_string(t)
+    for name, kind in COLUMNS.items():
+        assert types[kind](schema.field(name).type), name
+
+
+def test_labels_of_which_none_has_a_text_keep_their_types(tmp_path):
+    rows = label_layer("layer", as_exemplars([[], []], 50, 200), planted()[1])
+    write_labels(tmp_path, rows, {"weights": "w"})
+    same(read_labels(tmp_path, "w"), rows)
+
+
+def test_writing_again_replaces_and_does_not_append(tmp_path, labels):
+    write_labels(tmp_path, labels, {"weights": "old"})
+    paths = write_labels(tmp_path, labels[:5], {"weights": "new"})
+    same(read_labels(tmp_path, "new"), labels[:5])
+    assert len(pd.read_csv(paths[1])) == 5
+
+
+def test_a_write_that_fails_leaves_the_labels_that_were_there(tmp_path, labels, monkeypatch):
+    write_labels(tmp_path, labels, {"weights": "old"})
+
+    def full(*args, **kwargs):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_labels(tmp_path, labels[:1], {"weights": "new"})
+    same(read_labels(tmp_path, "old"), labels)
+
+
+def test_labels_of_other_weights_are_refused(tmp_path, labels):
+    write_labels(tmp_path, labels, {"weights": "old", "probe": "test"})
+    with pytest.raises(InputError, match=r"made from other weights.*dissect\.py label --run"):
+        read_labels(tmp_path, "new")
+
+
+def test_labels_of_unknown_weights_are_refused(tmp_path, labels):
+    labels.astype(COLUMNS).to_parquet(tmp_path / "labels.parquet")
+    with pytest.raises(InputError, match="made from other weights"):
+        read_labels(tmp_path, "w")
+
+
+def test_a_run_without_labels_has_none(tmp_path):
+    assert read_labels(tmp_path, "w") is None

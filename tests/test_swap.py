@@ -1,0 +1,194 @@
+"""What a swap reaches, on which axis, and what it refuses."""
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lwta import LWTA, TopK
+from lwta.errors import InputError
+from lwta.layers import watch
+from models.backbone import create_backbone, image_size
+from models.swap import default_sites, find_sites, swap
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
+
+# name, arguments, placement, sites swapped and left, axis
+FAMILIES = [
+    ("vit_tiny_patch16_224", VIT, "all", 2, 0, -1),
+    ("deit_tiny_patch16_224", VIT, "all", 2, 0, -1),
+    ("deit_tiny_distilled_patch16_224", VIT, "all", 2, 0, -1),
+    ("resnet18", {}, "all", 17, 0, 1),
+    ("resnet18", {}, "inner", 8, 9, 1),
+    ("resnet50", {}, "all", 49, 0, 1),
+    ("resnet50", {}, "inner", 32, 17, 1),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "placement", "swapped", "left", "dim"), FAMILIES)
+def test_each_family_fires_one_of_u_at_every_site(name, args, placement, swapped, left, dim):
+    model, report = create_backbone(name, 5, backbone_args=args, competitors=8, placement=placement)
+    assert (len(report.swapped), len(report.left)) == (swapped, left)
+    assert {site.dim for site in report.swapped} == {dim}
+    x = torch.randn(2, 3, 16, 16) if args else torch.randn(2, 3, 64, 64)
+    with torch.no_grad(), watch(model.eval(), {site.name: dim for site in report.swapped}) as calls:
+        model(x)
+    for site in report.swapped:
+        (firing,) = calls[site.name]
+        assert firing.fired.shape[firing.dim] == site.units
+        assert (firing.fired.unflatten(firing.dim, (-1, 8)).sum(firing.dim + 1) == 1).all()
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_every_parameter_gets_a_gradient(name):
+    args = VIT if "vit" in name else {}
+    model, _ = create_backbone(name, 5, backbone_args=args, competitors=8)
+    model.train()(
+        torch.randn(4, 3, 64, 64) if not args else torch.randn(4, 3, 16, 16)
+    ).square().sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+def test_weights_stay_and_keep_their_names():
+    before = timm.create_model("resnet18", num_classes=5)
+    weights = {key: value.clone() for key, value in before.state_dict().items()}
+    swap(before, competitors=8)
+    after = before.state_dict()
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[key], weights[key]) for key in weights)
+
+
+def test_a_local_checkpoint_is_kept_through_the_swap(tmp_path):
+    torch.manual_seed(0)
+    dense = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
+    torch.save(dense.state_dict(), tmp_path / "dense.pth")
+    sparse, _ = create_backbone(
+        "vit_tiny_patch16_224", 5, backbone_args=VIT | {"checkpoint_path": str(tmp_path / "dense.pth")}
+    )
+    assert torch.equal(sparse.blocks[1].mlp.fc1.weight, dense.blocks[1].mlp.fc1.weight)
+
+
+def test_the_trace_leaves_mode_and_statistics_alone():
+    model = timm.create_model("resnet18", num_classes=5).train()
+    find_sites(model, (64, 64))
+    assert model.training
+    assert model.bn1.num_batches_tracked == 0
+    assert not model.act1._forward_hooks
+    assert not model.act1._forward_pre_hooks
+
+
+def test_an_axis_follows_the_layer_not_the_shape():
+    class Square(nn.Module):
+        """Tokens and maps whose axes all have the same size."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.act1 = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU()
+            self.linear, self.act2, self.act3 = nn.Linear(8, 8), nn.GELU(), nn.SiLU()
+
+        def forward(self, x):
+            x = self.act1(self.norm(self.conv(x)))
+            x = self.act2(self.linear(x))
+            return self.act3(self.linear(x) + x)
+
+    sites = {site.name: site.dim for site in find_sites(Square(), (8, 8))}
+    assert sites == {"act1": 1, "act2": -1, "act3": -1}
+
+
+class Reshaped(nn.Module):
+    """An activation fed by a permuted tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 8, 1), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.conv(x).permute(0, 2, 3, 1))
+
+
+def test_an_axis_that_cannot_be_told_is_asked_for():
+    model = Reshaped()
+    with pytest.raises(InputError, match="axis of the units of act cannot be told .* set model.dim"):
+        swap(model, competitors=4, sites=["act"], image_size=(8, 8))
+    assert isinstance(model.act, nn.ReLU)
+    swap(model, competitors=4, sites=["act"], dim=-1, image_size=(8, 8))
+    assert isinstance(model.act, LWTA)
+    assert model.act.competition.dim == -1
+
+
+def test_a_module_called_twice_is_refused():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.act = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.fc(self.act(self.fc(x))))
+
+    with pytest.raises(InputError, match="act is called 2 times in one pass"):
+        swap(Shared(), competitors=3, sites=["act"], image_size=(8, 8))
+
+
+def test_functional_activations_are_not_claimed():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Conv2d(3, 8, 1)
+
+        def forward(self, x):
+            return F.relu(self.fc(x))
+
+    with pytest.raises(InputError, match=r"sites '\*' matches no activation; the network has: none"):
+        swap(Functional(), competitors=4, sites=["*"], image_size=(8, 8))
+
+
+def test_a_refused_swap_leaves_the_network_whole():
+    model = timm.create_model("resnet18", num_classes=5)
+    with pytest.raises(InputError, match="48 competitors do not divide the 64 units of act1; .* 32, 64"):
+        swap(model, competitors=48)
+    assert not [m for m in model.modules() if isinstance(m, LWTA)]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"kind": "maxout"}, "activation is one of lwta, topk, relu, gelu, not 'maxout'"),
+        ({"kind": "gelu", "competitors": 8}, "gelu has no competitors"),
+        ({"sites": ["blocks.9.*"]}, r"sites 'blocks.9.\*' matches no activation"),
+        ({"placement": "outer"}, "placement is 'all' or 'inner', not 'outer'"),
+        ({"competitors": 1}, "at least 2 competitors, got 1; null is the dense network"),
+    ],
+)
+def test_contradictions_are_refused(options, sentence):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
+    with pytest.raises(InputError, match=sentence):
+        swap(model, image_size=(16, 16), **options)
+
+
+def test_a_family_without_default_sites_asks_for_them():
+    with pytest.raises(InputError, match="no default sites are known for MlpMixer"):
+        default_sites(timm.create_model("mixer_s32_224", num_classes=5))
+
+
+@pytest.mark.parametrize(("kind", "module"), [("relu", nn.ReLU), ("gelu", nn.GELU), ("topk", TopK)])
+def test_baselines_take_the_same_sites(kind, module):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
+    report = swap(model, kind, 8 if kind == "topk" else None, image_size=(16, 16))
+    assert {type(block.mlp.act) for block in model.blocks} == {module}
+    assert {site.kind for site in report.swapped} == {module.__name__}
+    if kind == "topk":
+        assert model.blocks[0].mlp.act.k == 96 // 8
+
+
+def test_null_competitors_leave_the_network_dense():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
+    report = swap(model, "lwta", None, image_size=(16, 16))
+    assert report.swapped == []
+    assert [site.name for site in report.left] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+    assert isinstance(model.blocks[0].mlp.act, nn.GELU)
+
+
+def test_a_backbone_knows_its_image_size():
+    assert image_size(timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)) == (16, 16)
+    assert image_size(timm.create_model("resnet18", num_classes=5)) == (224, 224)
