@@ -99,7 +99,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tiny, tmp_path, variant, st
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def tested(run: Path) -> list[dict[str, float]]:
+def logged_by_test(run: Path) -> list[dict[str, float]]:
     """What each ``test`` of a run logged."""
     found = [{k: float(v) for k, v in row.items() if k.startswith("test/") and v} for row in rows(run)]
     return [row for row in found if row]
@@ -108,7 +108,7 @@ def tested(run: Path) -> list[dict[str, float]]:
 def test_test_reports_every_evaluation_from_the_run_folder_alone(tiny):
     tiny.fit()
     train.main(["test", f"--config={tiny.folder / 'config.yaml'}"])
-    (scores,) = tested(tiny.folder)
+    (scores,) = logged_by_test(tiny.folder)
     assert {f"test/top1/{name}" for name in ("argmax", "1_sample", "10_samples")} <= scores.keys()
     assert scores["test/active_fraction"] == pytest.approx(1 / 24)
     again = Classifier.from_run(tiny.folder)
@@ -121,7 +121,7 @@ def test_testing_twice_gives_the_same_numbers(tiny):
     command = ["test", f"--config={tiny.folder / 'config.yaml'}", "--model.test_evaluations=[0, 1, 3]"]
     train.main(command)
     train.main(command)
-    first, second = tested(tiny.folder)
+    first, second = logged_by_test(tiny.folder)
     assert first == second
     assert "test/top1/3_samples" in first
 
