@@ -61,6 +61,8 @@ def label(
     sites = opened.model.sparsity.select(layers)
     exemplars = collect(opened.model.backbone, batches(), sites, reading)
     _say_broken(images, classes)
+    if not exemplars:
+        raise InputError(f"no image of the split {probe} decodes; nothing can be labelled")
     if matrix is None:
         names = class_names(opened)
         matrix = Concepts(names, (classes[:, None] == torch.arange(len(names))).float())

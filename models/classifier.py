@@ -1,7 +1,7 @@
 """The LightningModule: a sparse backbone, its losses and schedules, and what is measured of it."""
 
 import random
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,31 +19,7 @@ from lwta.functional import kl_to_uniform, usage_entropy
 from lwta.layers import Firing, competitions, watch
 from models.backbone import create_backbone, read_checkpoint, run_checkpoint
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
-
-
-@dataclass
-class Schedule:
-    """A value that goes linearly from ``start`` to ``end`` over the first ``epochs``, then stays.
-
-    >>> Schedule(1.0, 0.0, epochs=4).at(1.0)
-    0.75
-    """
-
-    start: float
-    end: float
-    epochs: float
-
-    def at(self, epoch: float) -> float:
-        """The value after ``epoch`` epochs, a fraction included."""
-        done = min(epoch / self.epochs, 1.0) if self.epochs > 0 else 1.0
-        return self.start + (self.end - self.start) * done
-
-    @classmethod
-    def of(cls, value: "float | dict[str, float] | Schedule") -> "Schedule":
-        """A schedule from a constant, from its fields (as checkpoints hold it), or itself."""
-        if isinstance(value, Schedule):
-            return value
-        return cls(**value) if isinstance(value, dict) else cls(value, value, 0)
+from models.schedule import Schedule
 
 
 class Classifier(LightningModule):

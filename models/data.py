@@ -1,22 +1,20 @@
 """Images from anything timm's dataset factory reads, augmented reproducibly."""
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 from timm.data import Mixup, create_dataset, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resize
 
 from lwta.errors import InputError
+from models.augment import Augmented, EpochSampler
 
 Transform = Callable[[Image.Image], Tensor]
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
@@ -245,40 +243,3 @@ def _class_names(data: Dataset) -> list[str] | None:
         return [str(name) for name, _ in sorted(mapping.items(), key=lambda item: item[1])]
     classes = getattr(data, "classes", None)
     return [str(name) for name in classes] if classes else None
-
-
-class EpochSampler(DistributedSampler):
-    """A shuffling sampler whose keys carry the epoch: it yields (epoch, index)."""
-
-    def __init__(self, data: Dataset, world_size: int, rank: int, seed: int) -> None:
-        super().__init__(data, world_size, rank, shuffle=True, seed=seed)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
-        for index in super().__iter__():
-            yield self.epoch, index
-
-
-class Augmented(Dataset):
-    """Gives each image of each epoch its own random state.
-
-    Indexed by (epoch, index). The caller's random state is left as it was, so augmentation and the
-    network's noise do not disturb each other.
-    """
-
-    def __init__(self, data: Dataset, seed: int) -> None:
-        self.data, self.seed = data, seed
-
-    def __len__(self) -> int:
-        return len(self.data)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
-        state = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
-        before = _collect_rng_states(include_cuda=False)
-        try:
-            random.seed(state)
-            np.random.seed(state)
-            torch.default_generator.manual_seed(state)
-            return self.data[index]
-        finally:
-            _set_rng_states(before)

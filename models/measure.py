@@ -12,7 +12,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from lwta.errors import InputError
 from lwta.layers import Firing, competitions, sampled
 from lwta.sparsity import sparsity_metrics
-from models.swap import Site
+from models.sites import Site
 
 
 def predict(backbone: nn.Module, images: Tensor, samples: int, seed: int) -> Tensor:

@@ -183,15 +183,16 @@ def test_a_missing_value_of_a_parquet_table_is_refused_by_row_and_concept(tmp_pa
 def test_a_text_cell_is_refused_with_what_it_says(tmp_path):
     csv = write_csv(tmp_path / "c.csv", "a,b\n1,2\n3,often\n")
     parquet = write_table(tmp_path / "c.parquet", ["a", "b"], [[1.0, 2.0], ["3", "often"]])
-    for path in (csv, parquet):
-        with pytest.raises(InputError, match=r"c\.(csv|parquet) cannot be read.*'often'"):
-            read_concepts(path, 2)
+    with pytest.raises(InputError, match=r"c\.csv cannot be read.*'often'"):
+        read_concepts(csv, 2)
+    with pytest.raises(InputError, match=r"concept 'b' of .*c\.parquet is not a column of numbers"):
+        read_concepts(parquet, 2)
 
 
 def test_dates_are_no_presence(tmp_path):
     path = tmp_path / "c.parquet"
     pd.DataFrame({"a": [1.0, 0.0], "b": pd.to_datetime(["2020-01-01", "2021-01-01"])}).to_parquet(path)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="concept 'b' of .* is not a column of numbers"):
         read_concepts(path, 2)
 
 

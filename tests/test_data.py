@@ -8,7 +8,8 @@ import torch
 from torchvision.transforms.functional import to_tensor
 
 from lwta.errors import InputError
-from models.data import Augmented, EpochSampler, ImageData
+from models.augment import Augmented, EpochSampler
+from models.data import ImageData
 from tests.conftest import SPLITS
 
 

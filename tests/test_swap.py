@@ -10,7 +10,8 @@ from lwta import LWTA, TopK
 from lwta.errors import InputError
 from lwta.layers import watch
 from models.backbone import create_backbone, image_size
-from models.swap import default_sites, find_sites, swap
+from models.sites import find_sites
+from models.swap import default_sites, swap
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 

@@ -11,7 +11,8 @@ from lightning.pytorch import Callback
 
 import train
 from models.backbone import read_checkpoint
-from models.classifier import Classifier, Schedule
+from models.classifier import Classifier
+from models.schedule import Schedule
 
 
 class StopAt(Callback):

@@ -41,8 +41,12 @@ class Readout:
     def read(self, firing: Firing) -> tuple[Tensor, Tensor]:
         """Value (N, D) of each unit for each image, and whether it won at a position read (N, D)."""
         values = self.positions(firing.values, firing.dim)
-        won = self.positions(firing.fired, firing.dim).any(1)
-        return (values.amax(1) if self.kind == "max" else values.mean(1)), won
+        fired = self.positions(firing.fired, firing.dim)
+        won = fired.any(1)
+        if self.kind == "max":
+            # Over the positions where it fired: elsewhere it is 0, which would outrank a negative win.
+            return values.masked_fill(~fired, -torch.inf).amax(1).masked_fill(~won, 0), won
+        return values.mean(1), won
 
 
 @dataclass
@@ -51,8 +55,7 @@ class Exemplars:
 
     Attributes:
         images: int64 (k, D), probe index of the r-th exemplar; -1 beyond the unit's wins.
-        values: (k, D), the unit's value there; a unit whose wins are mostly negative is ranked by
-            -value, and its values are negative.
+        values: (k, D), the unit's value there; a unit whose wins are mostly negative is ranked by -value.
         wins: int64 (D,), images on which the unit won.
         negative: bool (D,), most wins are negative.
         count: N, images seen.
@@ -122,6 +125,8 @@ def collect(
     count = 0
     with watch(model, sites) as calls:
         for indices, images in batches:
+            if not len(indices):
+                continue
             model(images.to(device))
             count += len(indices)
             for name, (firing,) in calls.items():

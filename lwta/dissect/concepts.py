@@ -1,11 +1,13 @@
 """Concept matrices: how much of each concept each probe image shows."""
 
 import csv
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
@@ -41,7 +43,8 @@ def read_concepts(path: str | Path, images: int) -> Concepts:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"concept file {path} cannot be read: {error}") from error
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"concept file {path} cannot be read ({reason})") from error
     _check_names(path, names)
     if len(matrix) != images:
         raise InputError(
@@ -58,7 +61,7 @@ def _check_names(path: Path, names: list[str]) -> None:
     blank = [i + 1 for i, name in enumerate(names) if not name.strip()]
     if blank:
         raise InputError(f"concept {blank[0]} of {path} is blank; name it or remove it")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = [name for name, count in Counter(name.strip() for name in names).items() if count > 1]
     if repeated:
         raise InputError(f"{path} names the concept {repeated[0]!r} twice; keep one")
     if len(names) < 2:
@@ -66,7 +69,8 @@ def _check_names(path: Path, names: list[str]) -> None:
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
-    with path.open(newline="", encoding="utf-8") as file:  # pandas would rename duplicates
+    # utf-8-sig: spreadsheets put a mark before the first name. pandas would rename duplicates.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         names = next(csv.reader(file), [])
     table = pd.read_csv(path, header=None, skiprows=1)
     if len(table.columns) != len(names):
@@ -75,8 +79,14 @@ def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
-    table = pd.read_parquet(path)
-    return [str(name) for name in table.columns], table.to_numpy(dtype=np.float64)
+    file = pq.ParquetFile(path)
+    names = [name for name in file.schema_arrow.names if not name.startswith("__index_level_")]
+    _check_names(path, names)
+    table = file.read(names).to_pandas()
+    for name, kind in table.dtypes.items():
+        if kind.kind not in "biuf":
+            raise InputError(f"concept {name!r} of {path} is not a column of numbers; remove it")
+    return names, table.to_numpy(dtype=np.float64)
 
 
 def _read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
@@ -87,7 +97,7 @@ def _read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
                 f"{path} lacks the array {sorted(missing)[0]!r}; it needs image, text and concepts"
             )
         image, text = (arrays[name].astype(np.float64) for name in ("image", "text"))
-        names = [str(name) for name in arrays["concepts"]]
+        names = arrays["concepts"].astype(str).tolist()
     if len(names) != len(text) or image.shape[1:] != text.shape[1:]:
         raise InputError(
             f"in {path}, image {image.shape}, text {text.shape} and {len(names)} concepts do not fit together"

@@ -52,7 +52,12 @@ def read_labels(folder: str | Path, weights: str) -> pd.DataFrame | None:
     path = Path(folder) / "labels.parquet"
     if not path.is_file():
         return None
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read; make it anew with dissect.py label --run {folder}"
+        ) from error
     identity = json.loads((table.schema.metadata or {}).get(b"lwta", b"{}"))
     if identity.get("weights") != weights:
         raise InputError(

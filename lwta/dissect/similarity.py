@@ -35,20 +35,22 @@ def soft_wpmi(
     lengths = listed.sum(0)
     images = exemplars.images.clamp_min(0)
     k_max = len(images)
-    # .998 falling to .97 over the full list, stretched to a shorter one.
-    ranks = torch.arange(k_max)[:, None] / lengths.clamp_min(1)
-    weight = torch.where(listed, 0.998 - 0.028 * ranks, 0.0)
+    # 1 - p: .002 growing to .03 over the full list, stretched to a shorter one. Kept as it is rather
+    # than taken from 1, where float32 would lose the digits that a small S has.
+    absent = 0.002 + 0.028 * torch.arange(k_max)[:, None] / lengths.clamp_min(1) + 1e-7
+    present = 0.998 - 0.028 * torch.arange(k_max)[:, None] / lengths.clamp_min(1)
     log_norm = (scale * presence).logsumexp(1, keepdim=True)
     scores = []
     for part in presence.split(chunk, dim=1):
         concept_given_image = (scale * part - log_norm).exp()
-        log_likelihood = torch.zeros(images.shape[1], part.shape[1])
+        log_likelihood = torch.zeros(images.shape[1], part.shape[1], dtype=torch.float64)
         # Ten factors a logarithm: each is at least .002, so ten stay above float32's smallest.
-        for rows, weights, used in zip(images.split(10), weight.split(10), listed.split(10), strict=True):
-            factor = 1 + weights[..., None] * (concept_given_image[rows] - 1) + 1e-7
-            log_likelihood += torch.where(used[..., None], factor, 1.0).prod(0).log()
+        for start in range(0, k_max, 10):
+            rows = slice(start, start + 10)
+            factor = absent[rows, :, None] + present[rows, :, None] * concept_given_image[images[rows]]
+            log_likelihood += torch.where(listed[rows, :, None], factor, 1.0).prod(0).log()
         scores.append(log_likelihood * (k_max / lengths.clamp_min(1))[:, None])
     log_likelihood = torch.cat(scores, 1)
     heard = lengths > 0
     common = log_likelihood[heard].logsumexp(0) - heard.sum().log()
-    return (log_likelihood - prior * common).masked_fill(~heard[:, None], torch.nan)
+    return (log_likelihood - prior * common).float().masked_fill(~heard[:, None], torch.nan)

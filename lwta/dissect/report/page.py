@@ -7,7 +7,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from lwta.dissect.explain import Explanation
+from lwta.dissect.explanation import Explanation
 
 _SIDE = 224  # pixels of the shown image
 _MAP = 112  # pixels of a position map
