@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import datasets
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
@@ -108,7 +109,7 @@ class ImageData(LightningDataModule):
         if name == "hfds":
             # timm's root is a cache folder; inside the data folder its files would be read as data
             # at the next load, so the library's own cache is used.
-            name, root = f"hfds/{_existing(root)}", None
+            name, root = f"hfds/{_existing(root)}", str(datasets.config.HF_DATASETS_CACHE)
         elif not name:
             root = str(_split_folder(_existing(root), split))
         elif name.startswith("wds"):

@@ -102,24 +102,26 @@ def open_image(source: str, data: ImageData) -> Image.Image:
 
 
 class Probe(Dataset):
-    """The images of a split for dissection: (index, image, class), None where one does not decode."""
+    """The images of a split for dissection: (index, image, class), image None where it does not decode.
+
+    timm's own datasets put the next image in a broken one's place, under the broken one's index.
+    """
 
     def __init__(self, data: ImageData, split: str) -> None:
-        self.images = data.dataset(split, data.eval_transform())
-        # timm would put the next image in a broken one's place, under the broken one's index.
-        self.images._max_retries = 1  # type: ignore[attr-defined]
+        self.images = data.dataset(split)
+        self.transform = data.eval_transform()
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | None, int]:
+        reader = getattr(self.images, "reader", None)
         try:
-            image, target = self.images[index]
-        except RuntimeError as error:
-            if "Failed to load" not in str(error):
-                raise
+            image, target = (reader or self.images)[index][:2]
+            image = image if reader is None else Image.open(image).convert("RGB")
+        except (OSError, SyntaxError, ValueError):  # as PIL reports what it cannot decode
             return index, None, -1
-        return index, image, int(target)
+        return index, self.transform(image), int(target)
 
     def name(self, index: int) -> str:
         """File name of an image where the data has one, else its index."""

@@ -138,6 +138,7 @@ def refused(args: list[str]) -> str:
         ("a,b\n" + "0,yes\n" * 24, "cannot be read"),
         ("", "at least two|cannot be read"),
     ],
+    ids=["blank", "duplicate", "rows", "missing", "text", "empty"],
 )
 def test_a_bad_concept_file_is_refused_and_nothing_written(run, tmp_path, content, sentence):
     (tmp_path / "concepts.csv").write_text(content)

@@ -268,8 +268,7 @@ def test_two_processes_equal_one_over_all_the_data(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     other = torch.multiprocessing.spawn(count_elsewhere, (1, 2, tmp_path), nprocs=1, join=False)
     here = count_as(0, 2, tmp_path)
-    while not other.join():
-        pass
+    assert other.join(timeout=60)
     there = torch.load(tmp_path / "1.pt", weights_only=True)
     everything = torch.cat(batches())
     for found in (here, there):
