@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-import datasets
+import datasets.config
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image

@@ -113,7 +113,7 @@ def test_the_numbers_of_a_unit_are_shown():
     text = page(unit()).text
     for part in (
         "grass unit 17 or: forest value +1.37", "won at 62.50 % of positions", "margin +0.46 over 19 (sea)",
-        "contribution +0.28 silenced \N{MINUS SIGN}0.32",
+        "contribution +0.283 silenced \N{MINUS SIGN}0.319",
     ):  # fmt: skip
         assert part in text
 
@@ -133,7 +133,7 @@ def test_what_is_not_known_of_a_unit_is_left_out():
     )  # fmt: skip
     found = page(bare, readout="cls", competitors=None)
     listed = found.text.split("How to read this")[0]
-    assert "no label unit 17 value +1.37 contribution +0.28" in listed
+    assert "no label unit 17 value +1.37 contribution +0.283" in listed
     for word in ("or:", "won at", "margin", "silenced", "None", "competitors"):
         assert word not in listed
     assert list(found.images) == ["the input as the network saw it"]
