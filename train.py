@@ -1,6 +1,8 @@
 """Train, validate and test sparse networks from config: ``train.py {fit,validate,test} --help``."""
 
+import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,9 @@ def checkpoints(run: str) -> list[Callback]:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line; a bad input ends it with one sentence and exit code 1."""
+    # Lightning's own calls of what its dependencies have deprecated; nothing a user could change.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     try:
         RunCLI(
             Classifier,

@@ -17,9 +17,10 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from lwta.gradient import StraightThrough, keep_winners, one_hot
 
 
 class Winners(NamedTuple):
@@ -110,47 +111,6 @@ def gumbel_like(x: Float[Tensor, "*shape"], seed: Int[Tensor, ""]) -> Float[Tens
     return _gumbel(x, seed)
 
 
-class _StraightThrough(torch.autograd.Function):
-    """y = xi h forward; the relaxed sample's gradient backward.
-
-    dL/dh_v = G_v xi_v + (beta / tau) p_v (G_v h_v - sum_u G_u h_u p_u), upstream gradient G.
-    """
-
-    @staticmethod
-    def forward(ctx, h, z, beta, tau, axis):
-        winner = z.argmax(axis, keepdim=True)
-        # exp and sum by hand: torch's softmax over a short contiguous axis is an order slower on CPUs.
-        relaxed = ((z - z.gather(axis, winner)) / tau).exp_()
-        relaxed /= relaxed.sum(axis, keepdim=True)
-        mask = one_hot(winner, z.shape[axis], axis)
-        ctx.save_for_backward(h, relaxed, mask)
-        ctx.scale, ctx.axis = beta / tau, axis
-        ctx.mark_non_differentiable(winner)
-        return _pass(h, mask), winner
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, upstream, _):
-        h, relaxed, mask = ctx.saved_tensors
-        weighted = upstream.to(relaxed.dtype) * h.to(relaxed.dtype)
-        mean = (weighted * relaxed).sum(ctx.axis, keepdim=True)
-        gradient = (weighted - mean).mul_(relaxed).mul_(ctx.scale)
-        gradient += torch.where(mask, upstream, 0)
-        return gradient.to(h.dtype), None, None, None, None
-
-
-def one_hot(winner: Int[Tensor, "..."], competitors: int, axis: int) -> Bool[Tensor, "..."]:
-    """Boolean mask of the winners; ``winner`` has size 1 along ``axis``, the mask has ``competitors``."""
-    shape = [1] * winner.ndim
-    shape[axis] = competitors
-    return winner == torch.arange(competitors, device=winner.device).view(shape)
-
-
-def _pass(h: Tensor, mask: Tensor) -> Tensor:
-    # where, not a product: a loser that is inf or NaN must not reach the output as inf * 0.
-    return torch.where(mask, h, 0)
-
-
 def lwta(
     x: Float[Tensor, "*shape"],
     competitors: int,
@@ -181,7 +141,7 @@ def lwta(
             ``noise`` is negative, or noise is asked for without a seed.
         TypeError: where x is not floating point.
 
-    Source: arXiv 2310.04929, section 3; gradient in :class:`_StraightThrough`.
+    Source: arXiv 2310.04929, section 3; gradient in :class:`lwta.gradient.StraightThrough`.
 
     >>> x = torch.tensor([[-3.0, -1.0, 2.0, 5.0]])
     >>> values, winner = lwta(x, competitors=2, dim=-1)
@@ -201,10 +161,10 @@ def lwta(
             raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
         z = z + noise * gumbel_like(z, seed)
     if relaxed:
-        values, winner = _StraightThrough.apply(h, z, beta, tau, axis)
+        values, winner = StraightThrough.apply(h, z, beta, tau, axis)
     else:
         winner = z.argmax(axis, keepdim=True)
-        values = _pass(h, one_hot(winner, competitors, axis))
+        values = keep_winners(h, one_hot(winner, competitors, axis))
     return Winners(values.flatten(dim, axis), winner.squeeze(axis))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lwta import functional
 from lwta.functional import Winners
+from lwta.gradient import one_hot
 
 
 class Competition(nn.Module):
@@ -192,7 +193,7 @@ def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list
 def _winners_hook(calls: list[Firing], _: int):
     def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> None:
         x, dim = inputs[0], functional.positive_axis(module.dim, inputs[0].ndim)
-        mask = functional.one_hot(out.winner.unsqueeze(dim + 1), module.competitors, dim + 1)
+        mask = one_hot(out.winner.unsqueeze(dim + 1), module.competitors, dim + 1)
         calls.append(Firing(out.values, mask.flatten(dim, dim + 1), dim, x, out.winner))
 
     return hook
