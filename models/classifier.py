@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
@@ -124,6 +125,9 @@ class Classifier(LightningModule):
         return values
 
     # -- training -----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        rank_zero_info(str(self.report))
 
     def on_train_epoch_start(self) -> None:
         # Noise, dropout and mixing become functions of (seed, epoch, rank): a resumed run repeats them.

@@ -26,6 +26,14 @@ class SwapReport(NamedTuple):
     swapped: list[Site]
     left: list[Site]
 
+    def __str__(self) -> str:
+        kinds = sorted({site.kind for site in self.swapped})
+        swapped = (
+            f"{' and '.join(kinds) or 'nothing'} at {len(self.swapped)} of {len(self.swapped + self.left)}"
+        )
+        left = ", ".join(site.name for site in self.left) or "none"
+        return f"Activations: {swapped} sites; left as built: {left}"
+
 
 def default_sites(model: nn.Module, placement: str = "all") -> list[str]:
     """Globs of the sites that a family swaps where the config names none.

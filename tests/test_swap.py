@@ -186,6 +186,9 @@ def test_null_competitors_leave_the_network_dense():
     model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
     report = swap(model, "lwta", None, image_size=(16, 16))
     assert report.swapped == []
+    assert str(report) == (
+        "Activations: nothing at 0 of 2 sites; left as built: blocks.0.mlp.act, blocks.1.mlp.act"
+    )
     assert [site.name for site in report.left] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
     assert isinstance(model.blocks[0].mlp.act, nn.GELU)
 
