@@ -16,7 +16,7 @@ RUN ?= runs/quickstart
 # make quickstart DATA=FOLDER, a folder with CIFAR-10's parquet files; three minutes on two cores.
 quickstart: .venv/installed
 	@test -n "$(DATA)" || { echo "error: name a folder with CIFAR-10's parquet files: make quickstart DATA=FOLDER"; exit 1; }
-	$(BIN)/python train.py fit --config configs/train/cifar10_vit_lwta24.yaml --data.root "$(DATA)" \
+	test -f $(RUN)/checkpoints/best.ckpt || $(BIN)/python train.py fit --config configs/train/cifar10_vit_lwta24.yaml --data.root "$(DATA)" \
 		--run $(RUN) --trainer.max_epochs 2 --data.train_split 'train[:10000]' --model.warmup_epochs 0.5 \
 		--model.noise 0.1
 	$(BIN)/python dissect.py label --run $(RUN)

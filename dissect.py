@@ -1,5 +1,6 @@
 """Label the units of a trained run and explain single inputs: ``dissect.py {label,explain} --help``."""
 
+import hashlib
 import logging
 import sys
 from json import dumps
@@ -8,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from jsonargparse import ArgumentParser
+from torch.utils.data import DataLoader
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
@@ -18,7 +20,8 @@ from lwta.dissect.labelers.clip import label_layer
 from lwta.dissect.labels import read_labels, write_labels
 from lwta.dissect.report import render_input
 from lwta.errors import InputError
-from models.run import Probe, Run, class_names, head_readout, load_run, open_image, patch_grid
+from models.images import IndexedImages, image_name
+from models.run import Run, class_names, head_readout, load_run, open_image, patch_grid
 
 
 def label(
@@ -47,12 +50,12 @@ def label(
         num_workers: loader processes.
     """
     opened = load_run(run, root)
-    images = Probe(opened.data, probe)
+    images = IndexedImages(opened.data.dataset(probe), opened.data.eval_transform())
     matrix = None if concepts == "classes" else read_concepts(concepts, len(images))
     classes = torch.full((len(images),), -1)
 
     def batches():
-        loader = images.loader(batch_size, num_workers)
+        loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=images.collate_indexed)
         for indices, pixels, targets in tqdm(loader, "probe", disable=None):
             classes[indices] = targets
             yield indices, pixels
@@ -67,7 +70,10 @@ def label(
         names = class_names(opened)
         matrix = Concepts(names, (classes[:, None] == torch.arange(len(names))).float())
     table = pd.concat([label_layer(name, seen, matrix) for name, seen in exemplars.items()])
-    identity = {"weights": opened.weights, "probe": probe, "readout": reading.kind, "concepts": concepts}
+    told = hashlib.sha256("\n".join(matrix.names).encode() + matrix.presence.numpy().tobytes()).hexdigest()[
+        :16
+    ]
+    identity = {"weights": opened.weights, "probe": probe, "readout": reading.kind, "concepts": told}
     paths = write_labels(opened.folder, table, identity)
     for name, rows in table.groupby("layer", sort=False):
         dead, labelled = (~rows["alive"]).sum(), rows["text"].notna().sum()
@@ -104,9 +110,14 @@ def explain_images(
     names = class_names(opened)
     if target is not None and target not in names:
         raise InputError(f"there is no class {target!r}; the network knows {', '.join(names[:20])}")
-    labels = read_labels(opened.folder, opened.weights)
+    if top < 1:
+        raise InputError(f"top is at least 1, not {top}")
+    labelled, reading = read_labels(opened.folder, opened.weights), _readout(opened, readout)
+    labels, identity = labelled or (None, {})
     if labels is None:
         print(f"no labels yet: dissect.py label --run {run} makes them", file=sys.stderr)
+    elif identity["readout"] != reading.kind:
+        print(f"the labels were made at {identity['readout']}, not at {reading.kind}", file=sys.stderr)
     sites = opened.model.sparsity.select(layers)
     sites = sites if layers else dict(list(sites.items())[-1:])
     transform = opened.data.eval_transform()
@@ -119,7 +130,7 @@ def explain_images(
                 opened.model.backbone,
                 pixels,
                 sites,
-                _readout(opened, readout),
+                reading,
                 class_names=names,
                 labels=labels,
                 grids=lambda n: patch_grid(opened.model.backbone, n),
@@ -148,20 +159,23 @@ def _readout(run: Run, kind: str | None) -> Readout:
     return Readout(kind or default, prefix)
 
 
-def _say_broken(images: Probe, classes: torch.Tensor) -> None:
+def _say_broken(images: IndexedImages, classes: torch.Tensor) -> None:
     broken = (classes < 0).nonzero()[:, 0].tolist()
     if broken:
-        named = ", ".join(images.name(index) for index in broken[:5])
+        named = ", ".join(image_name(images.data, index) for index in broken[:5])
         print(f"left out {len(broken)} images that do not decode: {named}", file=sys.stderr)
 
 
 def _pages(folder: Path, sources: list[str]) -> list[Path]:
     """A page for each image, named after it; images of the same name are numbered."""
-    stems = [Path(s).stem if Path(s).exists() else s.replace(":", "-") for s in sources]
-    pages = []
-    for i, stem in enumerate(stems):
-        again = stems[:i].count(stem)
-        pages.append(folder / "explanations" / f"{Path(stem).name}{f'-{again + 1}' if again else ''}.html")
+    pages: list[Path] = []
+    for source in sources:
+        stem = Path(source).stem if Path(source).exists() else Path(source.replace(":", "-")).name
+        page, again = folder / "explanations" / f"{stem}.html", 1
+        while page in pages:
+            again += 1
+            page = page.with_name(f"{stem}-{again}.html")
+        pages.append(page)
     return pages
 
 

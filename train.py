@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lwta.errors import InputError
-from models.backbone import read_checkpoint, run_checkpoint
+from models.backbone import fixed_image_size, read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.data import ImageData
 
@@ -42,11 +42,24 @@ class RunCLI(LightningCLI):
         if config.ckpt_path is None and self.config.subcommand != "fit":
             config.ckpt_path = str(run_checkpoint(config.run))
         if config.ckpt_path is not None:
-            read_checkpoint(config.ckpt_path)
-        elif (Path(config.run) / "config.yaml").exists():
+            check_same_network(config.ckpt_path, config.model)
+        elif (last := Path(config.run) / "checkpoints" / "last.ckpt").exists():
             raise InputError(
-                f"{config.run} already holds a run; resume it with "
-                f"--ckpt_path {config.run}/checkpoints/last.ckpt or name another folder with --run"
+                f"{config.run} already holds a run; resume it with --ckpt_path {last} "
+                "or name another folder with --run"
+            )
+
+    def before_fit(self) -> None:
+        """Refuse what only shows once the data is there, before the run folder is made."""
+        if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
+            raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
+        self.datamodule.check_training()
+        built = fixed_image_size(self.model.backbone)
+        side = self.datamodule.config["image_size"]
+        if built not in (None, (side, side)):
+            raise InputError(
+                f"data.image_size is {side} and the backbone is built for {built[0]} x {built[1]}; "
+                "set model.backbone_args.img_size or data.image_size"
             )
 
     def instantiate_trainer(self, **kwargs):
@@ -67,7 +80,20 @@ class SaveConfig(SaveConfigCallback):
         if stage == "fit":
             path = Path(self.config.run) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, path, skip_unset=False, overwrite=True)
+            config = self.config.clone()
+            config.ckpt_path = None  # resuming once must not make ``test`` judge the resumed checkpoint
+            self.parser.save(config, path, skip_unset=False, overwrite=True)
+
+
+def check_same_network(path: str, config) -> None:
+    """Read a checkpoint and refuse one of another network than the config describes."""
+    trained = read_checkpoint(path)["hyper_parameters"]
+    for name in ("backbone", "backbone_args", "activation", "competitors", "sites", "placement", "dim"):
+        if trained[name] != config[name]:
+            raise InputError(
+                f"checkpoint {path} has model.{name}={trained[name]} and the config {config[name]}; "
+                "use the config of its run"
+            )
 
 
 def checkpoints(run: str) -> list[Callback]:

@@ -75,8 +75,8 @@ def participation_ratio(values: Float[Tensor, "..."], dim: int) -> Float[Tensor,
     return ratio.nan_to_num(0.0).float()
 
 
-class UnitUsage(Metric):
-    """Counts who fired at one layer; base of the metrics below, which share its state.
+class FiringRate(Metric):
+    """How often each unit of one layer fired; base of the metrics below, which share its state.
 
     Args:
         units: D, width of the layer.
@@ -108,7 +108,7 @@ class UnitUsage(Metric):
         return self.counts / self.positions.clamp_min(1)
 
 
-class ActiveFraction(UnitUsage):
+class ActiveFraction(FiringRate):
     """Fraction of the layer's units that fire at a position, averaged over positions.
 
     >>> metric = ActiveFraction(units=4)
@@ -121,15 +121,15 @@ class ActiveFraction(UnitUsage):
         return super().compute().mean()
 
 
-class DeadUnits(UnitUsage):
+class DeadUnits(FiringRate):
     """Number of units that fired nowhere so far."""
 
     def compute(self) -> Tensor:
         return dead_units(self.counts)
 
 
-class WinnerEntropy(UnitUsage):
-    """Evenness of use within blocks, :func:`winner_entropy`.
+class Usage(FiringRate):
+    """Share of its block's wins that each unit took, :func:`usage`: shape (B, U).
 
     Args:
         units: D.
@@ -139,6 +139,13 @@ class WinnerEntropy(UnitUsage):
     def __init__(self, units: int, competitors: int, **kwargs: Any) -> None:
         super().__init__(units, **kwargs)
         self.competitors = competitors
+
+    def compute(self) -> Tensor:
+        return usage(self.counts, self.competitors)
+
+
+class WinnerEntropy(Usage):
+    """Evenness of use within blocks, :func:`winner_entropy`."""
 
     def compute(self) -> Tensor:
         return winner_entropy(self.counts, self.competitors)

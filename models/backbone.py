@@ -45,9 +45,13 @@ def create_backbone(
 
 def image_size(model: nn.Module) -> tuple[int, int]:
     """(H, W) a timm model was built for."""
-    built = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = built or resolve_model_data_config(model)["input_size"][-2:]
+    height, width = fixed_image_size(model) or resolve_model_data_config(model)["input_size"][-2:]
     return height, width
+
+
+def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
+    """(H, W) of a network that takes one image size only, None of any other."""
+    return getattr(getattr(model, "patch_embed", None), "img_size", None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -60,13 +64,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; train the run first, or name one that exists")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"checkpoint {path} is truncated or not a plain checkpoint ({reason[:120]}); "
             "resume from another one or train again"
         ) from None
+    needed = {"state_dict", "hyper_parameters", "scales", "pytorch-lightning_version"}
+    missing = needed - set(checkpoint if isinstance(checkpoint, dict) else ())
+    if missing:
+        raise InputError(f"{path} is no checkpoint of train.py: it lacks {', '.join(sorted(missing))}")
+    return checkpoint
 
 
 def run_checkpoint(run: str | Path) -> Path:

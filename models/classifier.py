@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -21,6 +21,9 @@ from lwta.layers import Firing, competitions, watch
 from models.backbone import create_backbone, read_checkpoint, run_checkpoint
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.schedule import Schedule
+
+#: timm's schedules of the epoch alone; its plateau schedule follows a metric, and is not among them.
+SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none")
 
 
 class Classifier(LightningModule):
@@ -92,6 +95,7 @@ class Classifier(LightningModule):
             "kl_weight": Schedule.of(kl_weight),
             "balance_weight": Schedule.of(balance_weight),
         }
+        self._check_names()
         self.backbone, self.report = create_backbone(
             backbone,
             num_classes,
@@ -105,13 +109,27 @@ class Classifier(LightningModule):
             **({"beta": beta} if activation == "lwta" else {}),
         )
         self.set_scales(epoch=0.0)
+        competing = competitors if activation == "lwta" else None
+        if competing is None and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
+            raise InputError("kl_weight and balance_weight need competing units; this network has none")
         # A dense network is measured at the sites that would compete.
-        self.sparsity = SparsityMeter(
-            self.report.swapped or self.report.left, competitors if activation == "lwta" else None
-        )
+        self.sparsity = SparsityMeter(self.report.chosen, competing)
         self.accuracy = nn.ModuleDict(
             {evaluation_name(n): accuracy_metrics(num_classes) for n in {evaluation, *test_evaluations}}
         )
+
+    def _check_names(self) -> None:
+        h, schedules = self.hparams, self.schedules
+        if h["optimizer"] not in list_optimizers():
+            raise InputError(f"timm knows no optimizer {h['optimizer']!r}; timm.optim.list_optimizers() does")
+        if h["scheduler"] not in SCHEDULERS:
+            raise InputError(f"scheduler is one of {', '.join(SCHEDULERS)}, not {h['scheduler']!r}")
+        if min(schedules["tau"].start, schedules["tau"].end) <= 0:
+            raise InputError("tau must stay above 0 from start to end")
+        if min(schedules["noise"].start, schedules["noise"].end) < 0:
+            raise InputError("noise must be at least 0 from start to end")
+        if min(h["evaluation"], *h["test_evaluations"]) < 0:
+            raise InputError("an evaluation is 0 for the argmax or a number of samples")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""
@@ -148,12 +166,15 @@ class Classifier(LightningModule):
             with watch(self.backbone, self.sparsity.dims) as calls:
                 loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
             terms = self._competition_terms(calls)
-            self.log_dict({f"train/{name}": value for name, value in terms.items()}, on_epoch=True)
+            logged = {f"train/{name}": value for name, value in terms.items()}
+            self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
             loss = loss + scales["kl_weight"] * terms["kl"]
             loss = loss - scales["balance_weight"] * terms["usage_entropy"]
         self._refuse_nan(loss, batch_idx)
         self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
-        self.log_dict({f"train/{k}": scales[k] for k in ("noise", "tau")}, on_step=False, on_epoch=True)
+        logged = {f"train/{k}": scales[k] for k in ("noise", "tau")}
+        logged["train/lr"] = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore
+        self.log_dict(logged, on_step=False, on_epoch=True)
         return loss
 
     def _competition_terms(self, calls: dict[str, list[Firing]]) -> dict[str, Tensor]:
@@ -164,16 +185,13 @@ class Classifier(LightningModule):
                 q = competition.probabilities(f.inputs)
                 kl.append(kl_to_uniform(q, dim=f.dim + 1))
                 entropy.append(usage_entropy(q, block_dim=f.dim, dim=f.dim + 1))
-        if not kl:
-            raise InputError("kl_weight and balance_weight need competing units; this network has none")
         return {"kl": torch.stack(kl).mean(), "usage_entropy": torch.stack(entropy).mean()}
 
     def _refuse_nan(self, loss: Tensor, batch_idx: int) -> None:
-        # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN,
-        # and the last batch is always read, so that no checkpoint of NaN weights is written.
+        # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN.
+        # on_save_checkpoint refuses NaN weights whatever was seen here.
         every = cast(int, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        due = batch_idx % every == 0 or self.trainer.is_last_batch
-        if due and not torch.isfinite(loss):
+        if batch_idx % every in (0, every - 1) and not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
                 "lower model.lr or set trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
@@ -184,13 +202,11 @@ class Classifier(LightningModule):
         optimizer = create_optimizer_v2(
             self.backbone, h["optimizer"], h["lr"], h["weight_decay"], **(h["optimizer_args"] or {})
         )
-        if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
-            raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
         defaults = {"warmup_lr": h["lr"] / 25}
         scheduler, _ = create_scheduler_v2(
             optimizer,
             h["scheduler"],
-            self.trainer.max_epochs,
+            self.trainer.max_epochs or 1,
             warmup_epochs=h["warmup_epochs"],
             min_lr=h["min_lr"],
             **(defaults | (h["scheduler_args"] or {})),
@@ -257,6 +273,11 @@ class Classifier(LightningModule):
     # -- checkpoints --------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if not all(p.isfinite().all() for p in self.backbone.parameters()):
+            raise InputError(
+                f"the weights are no longer finite after epoch {self.current_epoch}; lower model.lr or set "
+                "trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
+            )
         # The scales that the weights were last trained with; sampling at evaluation needs them.
         checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in competitions(self.backbone).items()}
 

@@ -16,6 +16,7 @@ from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resiz
 
 from lwta.errors import InputError
 from models.augment import Augmented, EpochSampler
+from models.images import IndexedImages
 
 Transform = Callable[[Image.Image], Tensor]
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
@@ -73,8 +74,6 @@ class ImageData(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if (mixup or cutmix) and batch_size % 2:
-            raise InputError(f"mixup and cutmix pair images; make data.batch_size even, not {batch_size}")
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.splits = {"train": train_split, "validate": val_split, "test": test_split}
@@ -114,22 +113,34 @@ class ImageData(LightningDataModule):
             root = str(_split_folder(_existing(root), split))
         elif name.startswith("wds"):
             _existing(root)
+        data = self._create(name, root, split, stage == "train")
+        if not name and stage != "train" and _class_names(data) != self.class_names:
+            # timm numbers the folders of each split anew: the classes after a missing one would move up.
+            classes = {name: k for k, name in enumerate(self.class_names or [])}
+            if strangers := [name for name in _class_names(data) or [] if name not in classes]:
+                raise InputError(f"{root} holds the class {strangers[0]!r}, which the training images do not")
+            data = self._create(name, root, split, False, class_map=classes)
+        data.transform = transform  # type: ignore[attr-defined]
+        return data
+
+    def _create(self, name: str, root: str, split: str, is_training: bool, **options: Any) -> Dataset:
+        c = self.config
         try:
-            data = create_dataset(
+            return create_dataset(
                 name,
                 root=root,
                 split=split,
-                is_training=stage == "train",
+                is_training=is_training,
+                search_split=False,
                 batch_size=self.batch_size,
                 seed=self.seed,
-                **(c["dataset_args"] or {}),
+                **options | (c["dataset_args"] or {}),
             )
         except (ValueError, RuntimeError, OSError, AssertionError, KeyError) as error:
+            reason = str(error).strip().split("\n")[0]
             raise InputError(
-                f"cannot read split {split!r} of {c['name'] or 'folder'} data at {c['root']}: {error}"
+                f"cannot read split {split!r} of {c['name'] or 'folder'} data at {c['root']} ({reason})"
             ) from error
-        data.transform = transform  # type: ignore[attr-defined]
-        return data
 
     # -- transforms ---------------------------------------------------------------------------
 
@@ -174,6 +185,22 @@ class ImageData(LightningDataModule):
 
     # -- loaders ------------------------------------------------------------------------------
 
+    def check_training(self) -> None:
+        """Raise InputError where training or validation could not begin."""
+        c, data = self.config, self.dataset("train")
+        if self.batch_size < 1:
+            raise InputError(f"data.batch_size is at least 1, not {self.batch_size}")
+        if (c["mixup"] or c["cutmix"]) and self.batch_size % 2:
+            raise InputError(
+                f"mixup and cutmix pair images; make data.batch_size even, not {self.batch_size}"
+            )
+        if not isinstance(data, IterableDataset) and len(data) < self.batch_size:  # type: ignore[arg-type]
+            raise InputError(
+                f"{len(data)} training images do not fill a batch of {self.batch_size}; "  # type: ignore[arg-type]
+                "lower data.batch_size"
+            )
+        self.dataset("validate")
+
     def train_dataloader(self) -> DataLoader:
         data = self.dataset("train", self.train_transform())
         if isinstance(data, IterableDataset):
@@ -184,18 +211,20 @@ class ImageData(LightningDataModule):
         if self.trainer:
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
-        if len(sampler) < self.batch_size:
-            raise InputError(
-                f"{len(sampler)} training images do not fill a batch of {self.batch_size}; "
-                "lower data.batch_size"
-            )
         return self._loader(Augmented(data, self.seed), sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.dataset("validate", self.eval_transform()))
+        return self._evaluation("validate")
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.dataset("test", self.eval_transform()))
+        return self._evaluation("test")
+
+    def _evaluation(self, stage: str) -> DataLoader:
+        data = self.dataset(stage, self.eval_transform())
+        if isinstance(data, IterableDataset):
+            return self._loader(data)
+        images = IndexedImages(data, self.eval_transform())
+        return self._loader(images, collate_fn=images.collate)
 
     def _loader(self, data: Dataset, **kwargs: Any) -> DataLoader:
         return DataLoader(

@@ -91,12 +91,16 @@ class SparsityMeter(nn.Module):
                 self.overall.update(f.fired.float().mean(), weight=f.fired.numel())
 
     def compute(self) -> dict[str, Tensor]:
-        """``active_fraction`` and ``dead_units`` overall, then ``LAYER/METRIC`` for each site."""
+        """``active_fraction``, ``dead_units`` and ``winner_entropy`` overall, then ``LAYER/METRIC``."""
         layers = {name: self._layer(name).compute() for name in self.sites}
         overall = {
             "active_fraction": self.overall.compute(),
             "dead_units": torch.stack([m["dead_units"] for m in layers.values()]).sum(),
         }
+        if all("winner_entropy" in m for m in layers.values()):
+            blocks = torch.tensor([float(site.units or 0) for site in self.sites.values()])  # all have one U
+            entropies = torch.stack([m["winner_entropy"].cpu() for m in layers.values()])
+            overall["winner_entropy"] = (entropies * blocks).sum() / blocks.sum()
         values = overall | {f"{n}/{k}": v for n, m in layers.items() for k, v in m.items()}
         return {name: value.float() for name, value in values.items()}
 

@@ -6,14 +6,14 @@ from typing import Any, NamedTuple
 
 import torch
 import yaml
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from PIL import Image
+from torch import nn
 
 from lwta.errors import InputError
 from models.backbone import run_checkpoint
 from models.classifier import Classifier
 from models.data import ImageData
+from models.images import UNDECODABLE, IndexedImages, read_image
 
 
 class Run(NamedTuple):
@@ -21,7 +21,7 @@ class Run(NamedTuple):
 
     Attributes:
         folder: where the run lies.
-        model: the network, in evaluation mode, from its best checkpoint.
+        model: the network, in evaluation mode, from its best checkpoint; on the GPU where there is one.
         data: its data, with its transforms; nothing is read from disk before it is asked for.
         weights: hash of the checkpoint file.
     """
@@ -52,7 +52,7 @@ def load_run(folder: str | Path, root: str | None = None) -> Run:
     if root is not None:
         fields["root"] = root
     checkpoint = run_checkpoint(folder)
-    model = Classifier.from_checkpoint(checkpoint)
+    model = Classifier.from_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
     data = ImageData(**fields)
     return Run(folder, model, data, hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16])
 
@@ -66,7 +66,8 @@ def class_names(run: Run) -> list[str]:
 def head_readout(backbone: nn.Module) -> tuple[str, int]:
     """What a timm network's head reads, ``cls`` or ``mean`` or ``max``, and its number of prefix tokens."""
     prefix = getattr(backbone, "num_prefix_tokens", 0)
-    pool = getattr(backbone, "global_pool", "avg")
+    pool = getattr(backbone, "global_pool", "avg")  # a name in token models, a module in others
+    pool = getattr(pool, "pool_type", pool)
     if pool == "token" and prefix:
         return "cls", prefix
     return ("max" if pool == "max" else "mean"), prefix
@@ -88,54 +89,15 @@ def open_image(source: str, data: ImageData) -> Image.Image:
     split, _, index = source.rpartition(":")
     try:
         if not path.exists() and split and index.isdigit():
-            images = data.dataset(split)
-            if int(index) >= len(images):  # type: ignore[arg-type]
-                raise InputError(f"{source}: the split has {len(images)} images, the first is 0")  # type: ignore[arg-type]
-            return images[int(index)][0]
+            images = IndexedImages(data.dataset(split), data.eval_transform())
+            if int(index) >= len(images):
+                raise InputError(f"{source}: the split has {len(images)} images, the first is 0")
+            return read_image(images.data, int(index))[0]
         return Image.open(path).convert("RGB")
     except FileNotFoundError:
         raise InputError(f"there is no image {source}; give a file, or SPLIT:INDEX such as test:12") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"image {source} does not decode ({error}); replace or leave it out") from None
-
-
-class Probe(Dataset):
-    """The images of a split for dissection: (index, image, class), image None where it does not decode.
-
-    timm's own datasets put the next image in a broken one's place, under the broken one's index.
-    """
-
-    def __init__(self, data: ImageData, split: str) -> None:
-        self.images = data.dataset(split)
-        self.transform = data.eval_transform()
-
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[int, Tensor | None, int]:
-        reader = getattr(self.images, "reader", None)
-        try:
-            image, target = (reader or self.images)[index][:2]
-            image = image if reader is None else Image.open(image).convert("RGB")
-        except (OSError, SyntaxError, ValueError):  # as PIL reports what it cannot decode
-            return index, None, -1
-        return index, self.transform(image), int(target)
-
-    def name(self, index: int) -> str:
-        """File name of an image where the data has one, else its index."""
-        filename = getattr(self.images, "filename", None)
-        return str(filename(index) or index) if filename else str(index)
-
-    def loader(self, batch_size: int, num_workers: int) -> DataLoader:
-        """Batches (indices, images, classes) in order, broken images left out."""
-        return DataLoader(self, batch_size, num_workers=num_workers, collate_fn=_collate)
-
-
-def _collate(items: list[tuple[int, Tensor | None, int]]) -> tuple[Tensor, Tensor, Tensor]:
-    kept = [(index, image, target) for index, image, target in items if image is not None]
-    if not kept:
-        return torch.empty(0, dtype=torch.long), torch.empty(0), torch.empty(0, dtype=torch.long)
-    indices, images, targets = zip(*kept, strict=True)
-    return torch.tensor(indices), torch.stack(images), torch.tensor(targets)
+    except InputError:
+        raise
+    except UNDECODABLE as error:
+        reason = str(error).split("\n")[0]
+        raise InputError(f"image {source} does not decode ({reason}); replace or leave it out") from None

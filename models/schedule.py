@@ -20,6 +20,11 @@ class Schedule:
         done = min(epoch / self.epochs, 1.0) if self.epochs > 0 else 1.0
         return self.start + (self.end - self.start) * done
 
+    @property
+    def peak(self) -> float:
+        """The largest magnitude it takes."""
+        return max(abs(self.start), abs(self.end))
+
     @classmethod
     def of(cls, value: "float | dict[str, float] | Schedule") -> "Schedule":
         """A schedule from a constant, from its fields (as checkpoints hold it), or itself."""

@@ -112,10 +112,15 @@ class _LayoutTrace(TorchFunctionMode):
             self._inherit(out, inputs)
 
     def _inherit(self, out: Tensor, inputs: Iterable[object]) -> None:
-        for x in inputs:
-            if isinstance(x, Tensor) and x.shape == out.shape and id(x) in self.tags:
-                self.tags[id(out)] = (out, *self.tags[id(x)][1:])
-                return
+        tags = {
+            self.tags[id(x)][1:]
+            for x in inputs
+            if isinstance(x, Tensor) and x.shape == out.shape and id(x) in self.tags
+        }
+        if len(tags) == 1:
+            self.tags[id(out)] = (out, *tags.pop())
+        else:  # none, or summands that disagree
+            self.tags.pop(id(out), None)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
@@ -136,6 +141,6 @@ def _layout(module: nn.Module) -> tuple[int, int] | None:
         return 1, module.num_channels
     if isinstance(module, LayerNorm2d):  # before its parent LayerNorm: it normalises NCHW
         return 1, module.normalized_shape[0]
-    if isinstance(module, nn.LayerNorm):
-        return -1, module.normalized_shape[-1]
+    if isinstance(module, nn.LayerNorm) and len(module.normalized_shape) == 1:
+        return -1, module.normalized_shape[0]
     return None

@@ -21,10 +21,17 @@ KINDS = ("lwta", "topk", "relu", "gelu")
 
 
 class SwapReport(NamedTuple):
-    """Sites now holding the new activation, and the activation modules left as they were."""
+    """What a swap did.
+
+    Attributes:
+        swapped: sites that now hold the new activation.
+        left: activation modules left as they were.
+        chosen: sites the globs match: those swapped or, in a dense network, those that would be.
+    """
 
     swapped: list[Site]
     left: list[Site]
+    chosen: list[Site]
 
     def __str__(self) -> str:
         kinds = sorted({site.kind for site in self.swapped})
@@ -81,7 +88,7 @@ def swap(
         scales: ``beta``, ``noise`` and ``tau`` of :class:`lwta.LWTA`.
 
     Returns:
-        What was swapped and what was left.
+        What was swapped, what was left, and what the globs match.
 
     Raises:
         InputError: a glob that matches nothing, a width that U does not divide, an axis that cannot
@@ -89,15 +96,18 @@ def swap(
     """
     _check_kind(kind, competitors)
     found = find_sites(model, image_size)
-    if competitors is None and kind in ("lwta", "topk"):
-        return SwapReport([], found)
+    dense = competitors is None and kind in ("lwta", "topk")
+    if dense and sites is None and not isinstance(model, (VisionTransformer, ResNet)):
+        return SwapReport([], found, found)  # no default sites to compare with: all of them
     chosen = _match(found, sites if sites is not None else default_sites(model, placement))
+    if dense:
+        return SwapReport([], found, chosen)
     # Every replacement is built before the first is put in, so a refusal leaves the model whole.
     new = {site.name: _replacement(kind, competitors, _told(site, dim), scales) for site in chosen}
     for name, module in new.items():
         model.set_submodule(name, module)
     swapped = [_told(site, dim)._replace(kind=type(new[site.name]).__name__) for site in chosen]
-    return SwapReport(swapped, [site for site in found if site.name not in new])
+    return SwapReport(swapped, [site for site in found if site.name not in new], swapped)
 
 
 def _check_kind(kind: str, competitors: int | None) -> None:

@@ -1,17 +1,29 @@
 """Every shipped config loads, builds its model and takes one step, on stand-in data."""
 
+import copy
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import train
+from lwta import LWTA, TopK
+from models.classifier import Classifier
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "train").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_trains_one_step(path, parquet_folder, tmp_path, capsys):
+def test_a_config_trains_one_step(path, parquet_folder, tmp_path, monkeypatch):
+    seen = []
+    step = Classifier.training_step
+
+    def watched(self, *args):
+        seen.append((self, copy.deepcopy(self.backbone.state_dict())))
+        return step(self, *args)
+
+    monkeypatch.setattr(Classifier, "training_step", watched)
     train.main(
         [
             "fit",
@@ -26,6 +38,15 @@ def test_a_config_trains_one_step(path, parquet_folder, tmp_path, capsys):
             "--trainer.enable_progress_bar=false",
         ]
     )
+    ((model, before),) = seen
+    expected = yaml.safe_load(path.read_text())["model"]
+    modules = [m for m in model.backbone.modules() if isinstance(m, (LWTA, TopK))]
+    if expected["competitors"] is None:
+        assert modules == []
+    else:
+        assert len(modules) == len(model.report.chosen) > 0
+        assert {type(m).__name__.lower() for m in modules} == {expected.get("activation", "lwta")}
+    assert any(not torch.equal(before[name], p) for name, p in model.backbone.named_parameters())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

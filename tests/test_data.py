@@ -1,6 +1,8 @@
 """Datasets by timm's factory, and augmentation that is a function of seed, epoch and image."""
 
+import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,7 +69,6 @@ def test_a_torchvision_dataset_is_read(tmp_path):
 
 
 def test_shards_are_streamed(image_folder, tmp_path):
-    pytest.importorskip("webdataset")
     for split in ("train", "validation"):
         with tarfile.open(tmp_path / f"shapes-{split}-0000.tar", "w") as archive:
             for label, folder in enumerate(sorted((image_folder / split).iterdir())):
@@ -194,3 +195,23 @@ def test_classes_that_the_data_does_not_tell_are_asked_for(tmp_path, image_folde
     images.dataset = lambda stage: torch.utils.data.TensorDataset(torch.zeros(1))
     with pytest.raises(InputError, match="set data.num_classes"):
         _ = images.num_classes
+
+
+def test_a_split_without_a_class_keeps_the_numbers_of_training(image_folder, tmp_path):
+    root = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    shutil.rmtree(root / "validation" / "green")
+    images = data(root)
+    assert sorted({label for _, label in images.dataset("validate")}) == [0, 2]
+    (root / "validation" / "purple").mkdir()
+    shutil.copy(next((root / "test" / "red").iterdir()), root / "validation" / "purple" / "a.png")
+    with pytest.raises(InputError, match="holds the class 'purple', which the training images do not"):
+        images.dataset("validate")
+
+
+def test_a_broken_image_is_left_out_of_evaluation_not_replaced(image_folder, tmp_path):
+    root = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    broken = sorted((root / "test" / "green").iterdir())[1]
+    broken.write_bytes(broken.read_bytes()[:40])
+    with pytest.warns(UserWarning, match=f"left out an image that does not decode: green/{broken.name}"):
+        labels = [y for _, batch in data(root).test_dataloader() for y in batch.tolist()]
+    assert labels == [0] * 8 + [1] * 7 + [2] * 8

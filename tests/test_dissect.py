@@ -115,6 +115,39 @@ def test_a_broken_probe_image_is_named_and_left_out(image_folder, tmp_path, caps
     assert (labels["wins"].groupby([labels["layer"], labels["unit"] // 24]).sum() == 23).all()
 
 
+def test_a_broken_image_of_the_data_is_not_explained_as_its_neighbour(run, image_folder, tmp_path):
+    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    broken = sorted((data / "test" / "blue").iterdir())[3]
+    broken.write_bytes(broken.read_bytes()[:40])
+    message = refused(["explain", f"--run={run}", f"--root={data}", "test:3"])
+    assert "image test:3 does not decode" in message
+
+
+def test_labels_of_another_readout_are_said_to_be(run, capsys):
+    dissect.main(["label", f"--run={run}", "--readout=mean"])
+    dissect.main(["explain", f"--run={run}", "test:0"])
+    assert "the labels were made at mean, not at cls" in capsys.readouterr().err
+
+
+def test_a_resnet_is_labelled_and_explained_by_its_maps(image_folder, tmp_path, capsys):
+    net = TinyRun(image_folder, tmp_path / "net")
+    net.fit(
+        model__backbone="resnet10t",
+        model__backbone_args="{channels: [16, 16, 24, 32]}",
+        model__competitors=8,
+        model__placement="inner",
+        trainer__max_epochs=1,
+    )
+    dissect.main(["label", f"--run={net.folder}"])
+    capsys.readouterr()
+    dissect.main(["explain", f"--run={net.folder}", "test:0", "--layers=layer2*", "--json"])
+    ((layer,),) = [e["layers"] for e in json.loads(capsys.readouterr().out)]
+    assert layer["layer"] == "layer2.0.act1"
+    assert layer["fired_per_position"] == pytest.approx(1 / 8)
+    assert layer["fired_ever"] >= layer["fired_per_position"]
+    assert len(layer["fired"][0]["map"]) == 2
+
+
 # --- bad input --------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The narrow road on real photographs: train a little, label, explain."""
 
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from models.data import ImageData
 from models.run import load_run
 
 pytestmark = pytest.mark.real
+CONFIG = Path(__file__).parents[1] / "configs" / "train" / "cifar10_vit_lwta24.yaml"
 
 
 def test_the_photographs_are_all_there(cifar10):
@@ -24,7 +26,7 @@ def test_a_sparse_network_learns_and_explains_a_photograph(cifar10, tmp_path, ca
     run = tmp_path / "run"
     train.main(
         [
-            "fit", "--config=configs/train/cifar10_vit_lwta24.yaml", f"--data.root={cifar10}", f"--run={run}",
+            "fit", f"--config={CONFIG}", f"--data.root={cifar10}", f"--run={run}",
             "--data.train_split=train[:6400]", "--data.val_split=train[49000:]", "--model.noise=0.1",
             "--model.warmup_epochs=0.2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",

@@ -197,15 +197,16 @@ def test_scores_are_the_two_highest_and_the_runner_up_is_another_concept():
 
 def test_units_that_won_too_rarely_have_a_reason_and_nothing_else():
     lists, concepts = planted()
-    few = [listed[:wins] for listed, wins in zip(lists, (FEWEST_WINS, FEWEST_WINS - 1, 1, 0), strict=True)]
-    rows = label_layer("layer", as_exemplars(few, 50, 200), concepts)
+    counts = (FEWEST_WINS, FEWEST_WINS - 1, 1, 0)
+    few = [listed[:wins] for listed, wins in zip(lists, counts, strict=True)]
+    rows = label_layer("layer", as_exemplars([lists[0], *few], 50, 200), concepts)
     assert FEWEST_WINS == 10
-    assert rows["text"].notna().tolist() == [True, False, False, False]
-    assert rows["reason"].tolist()[1:] == [
+    assert rows["text"].notna().tolist() == [True, True, False, False, False]
+    assert rows["reason"].tolist()[2:] == [
         "won on 9 images, fewer than 10", "won on 1 images, fewer than 10", "never won",
     ]  # fmt: skip
-    assert rows["alive"].tolist() == [True, True, True, False]
-    assert rows.loc[1:, ["text", "score", "runner_up", "runner_up_score"]].isna().all(axis=None)
+    assert rows["alive"].tolist() == [True, True, True, True, False]
+    assert rows.loc[2:, ["text", "score", "runner_up", "runner_up_score"]].isna().all(axis=None)
 
 
 def test_units_without_a_label_do_not_change_the_labels_of_the_others():
@@ -241,7 +242,7 @@ def same(found, expected):
 def test_labels_are_read_as_they_were_written(tmp_path, labels):
     paths = write_labels(tmp_path, labels, {"weights": "w"})
     assert paths == [tmp_path / "labels.parquet", tmp_path / "labels.csv"]
-    same(read_labels(tmp_path, "w"), labels)
+    same(read_labels(tmp_path, "w")[0], labels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "labels.parquet"]
 
 
@@ -263,13 +264,13 @@ def test_the_parquet_file_has_the_types_of_the_schema(tmp_path, labels):
 def test_labels_of_which_none_has_a_text_keep_their_types(tmp_path):
     rows = label_layer("layer", as_exemplars([[], []], 50, 200), planted()[1])
     write_labels(tmp_path, rows, {"weights": "w"})
-    same(read_labels(tmp_path, "w"), rows)
+    same(read_labels(tmp_path, "w")[0], rows)
 
 
 def test_writing_again_replaces_and_does_not_append(tmp_path, labels):
     write_labels(tmp_path, labels, {"weights": "old"})
     paths = write_labels(tmp_path, labels[:5], {"weights": "new"})
-    same(read_labels(tmp_path, "new"), labels[:5])
+    same(read_labels(tmp_path, "new")[0], labels[:5])
     assert len(pd.read_csv(paths[1])) == 5
 
 
@@ -282,7 +283,7 @@ def test_a_write_that_fails_leaves_the_labels_that_were_there(tmp_path, labels, 
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     with pytest.raises(OSError, match="No space left"):
         write_labels(tmp_path, labels[:1], {"weights": "new"})
-    same(read_labels(tmp_path, "old"), labels)
+    same(read_labels(tmp_path, "old")[0], labels)
 
 
 def test_labels_of_other_weights_are_refused(tmp_path, labels):
@@ -299,3 +300,13 @@ def test_labels_of_unknown_weights_are_refused(tmp_path, labels):
 
 def test_a_run_without_labels_has_none(tmp_path):
     assert read_labels(tmp_path, "w") is None
+
+
+def test_a_unit_alone_in_its_layer_gets_no_label():
+    images = torch.full((100, 3), -1)
+    images[:20, 1] = torch.arange(20)
+    wins = torch.tensor([0, 20, 3])
+    seen = Exemplars(images, torch.zeros(100, 3), wins, torch.zeros(3, dtype=torch.bool), 60)
+    rows = label_layer("layer", seen, Concepts(["a", "b"], torch.eye(2).repeat(30, 1)))
+    assert rows["text"].isna().all()
+    assert rows["reason"][1] == "the only unit of its layer with enough wins, so nothing to compare it with"

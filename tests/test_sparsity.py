@@ -11,8 +11,8 @@ from lwta import lwta
 from lwta.sparsity import (
     ActiveFraction,
     DeadUnits,
+    FiringRate,
     ParticipationRatio,
-    UnitUsage,
     WinnerEntropy,
     active_fraction,
     dead_units,
@@ -24,7 +24,7 @@ from lwta.sparsity import (
 
 UNITS, COMPETITORS = 12, 4
 METRICS = {
-    "usage": lambda: UnitUsage(UNITS),
+    "usage": lambda: FiringRate(UNITS),
     "active": lambda: ActiveFraction(UNITS),
     "dead": lambda: DeadUnits(UNITS),
     "entropy": lambda: WinnerEntropy(UNITS, COMPETITORS),

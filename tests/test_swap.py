@@ -118,6 +118,29 @@ def test_an_axis_that_cannot_be_told_is_asked_for():
     assert model.act.competition.dim == -1
 
 
+def test_a_sum_of_tensors_that_disagree_tells_no_axis():
+    class Disagreeing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear, self.act = nn.Conv2d(3, 8, 1), nn.Linear(8, 8), nn.ReLU()
+            self.norm, self.act2 = nn.LayerNorm([8, 8, 8]), nn.ReLU()
+
+        def forward(self, x):
+            x = self.conv(x)
+            return self.act(x + self.linear(x)) + self.act2(self.norm(x))
+
+    assert [site.dim for site in find_sites(Disagreeing(), (8, 8))] == [None, None]
+
+
+def test_a_dense_twin_is_measured_at_the_sites_that_would_compete():
+    dense, sparse = (
+        swap(timm.create_model("resnet18", num_classes=5), competitors=u, placement="inner")
+        for u in (None, 8)
+    )
+    assert [site.name for site in dense.chosen] == [site.name for site in sparse.swapped]
+    assert dense.swapped == []
+
+
 def test_a_module_called_twice_is_refused():
     class Shared(nn.Module):
         def __init__(self):

@@ -57,6 +57,8 @@ def test_a_run_leaves_config_checkpoints_and_metrics(tiny):
     assert {p.name for p in (tiny.folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert list(tiny.folder.glob("tensorboard/version_0/events*"))
     last = values(tiny.folder, 2)
+    assert 0 <= last["val/winner_entropy"] <= 1
+    assert last["train/lr"] > 0
     assert last["val/active_fraction"] == pytest.approx(1 / 24)
     for layer in ("blocks.0.mlp.act", "blocks.1.mlp.act"):
         assert last[f"val/{layer}/active_fraction"] == pytest.approx(1 / 24)
@@ -180,6 +182,21 @@ def refused(capsys, args: list[str]) -> str:
         ({"data__name": "hfds", "data__root": "/nowhere"}, "there is no data at /nowhere"),
         ({"data__batch_size": 100}, "48 training images do not fill a batch of 100"),
         ({"data__mixup": 0.5, "data__batch_size": 11}, "make data.batch_size even, not 11"),
+        ({"data__batch_size": 0}, "data.batch_size is at least 1, not 0"),
+        (
+            {"data__val_split": "holdout"},
+            "there is no split 'holdout' in .* it holds test, train, validation",
+        ),
+        ({"data__image_size": 32}, "data.image_size is 32 and the backbone is built for 16 x 16"),
+        ({"model__tau": "{start: 1.0, end: 0.0, epochs: 2}"}, "tau must stay above 0"),
+        ({"model__noise": -1.0}, "noise must be at least 0"),
+        ({"model__optimizer": "adamwx"}, "timm knows no optimizer 'adamwx'"),
+        ({"model__scheduler": "plateau"}, "scheduler is one of cosine, .* not 'plateau'"),
+        ({"model__evaluation": -1}, "an evaluation is 0 for the argmax or a number of samples"),
+        (
+            {"model__competitors": "null", "model__sites": "[stem.*]"},
+            r"sites 'stem.\*' matches no activation",
+        ),
         ({"ckpt_path": "/nowhere.ckpt"}, "there is no checkpoint /nowhere.ckpt"),
         ({"model__competitors": "null", "model__kl_weight": 0.1}, "kl_weight .* need competing units"),
         ({"trainer__max_epochs": -1}, "needs trainer.max_epochs"),
@@ -189,7 +206,13 @@ def refused(capsys, args: list[str]) -> str:
 def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, capsys, option, sentence):
     message = refused(capsys, tiny.args(**option))
     assert re.search(sentence, message), message
-    assert not list(tiny.folder.glob("checkpoints/*"))
+    assert not tiny.folder.exists()
+
+
+def test_a_refused_run_starts_once_it_is_corrected(tiny, capsys):
+    refused(capsys, tiny.args(data__batch_size=100))
+    tiny.fit(trainer__max_epochs=1)
+    assert (tiny.folder / "checkpoints" / "last.ckpt").exists()
 
 
 def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny, capsys, tmp_path):
@@ -225,22 +248,75 @@ def test_a_run_is_not_overwritten(tiny, capsys):
     assert (tiny.folder / "checkpoints" / "last.ckpt").read_bytes() == before
 
 
-def test_a_nan_loss_stops_the_run_and_keeps_the_checkpoints_before_it(tiny, capsys):
+@pytest.mark.parametrize(
+    ("batch", "sentence"),
+    [
+        (1, "the loss is nan in epoch 1, batch 3; lower model.lr"),
+        (3, "the weights are no longer finite after epoch 1"),
+    ],
+    ids=["mid-epoch", "last update"],
+)
+def test_nan_stops_the_run_and_keeps_the_checkpoints_before_it(tiny, capsys, batch, sentence):
     tiny.fit(trainer__max_epochs=1)
     last = tiny.folder / "checkpoints" / "last.ckpt"
-    before = last.read_bytes()
-    message = refused(capsys, tiny.args(ckpt_path=last, trainer__callbacks="tests.test_train.Poison"))
-    assert "the loss is nan in epoch 1, batch 3; lower model.lr" in message
-    assert last.read_bytes() == before
+    before = {path.name: path.read_bytes() for path in last.parent.iterdir()}
+    poison = ["--trainer.callbacks+=tests.test_train.Poison", f"--trainer.callbacks.batch={batch}"]
+    message = refused(capsys, [*tiny.args(ckpt_path=last, trainer__log_every_n_steps=4), *poison])
+    assert sentence in message
+    assert {path.name: path.read_bytes() for path in last.parent.iterdir()} == before
 
 
 class Poison(Callback):
-    """Makes the weights NaN in the middle of an epoch."""
+    """Makes the weights NaN after a batch of the second epoch."""
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.current_epoch == 1 and batch_idx == 1:
+        if (trainer.current_epoch, batch_idx) == (1, self.batch):
             with torch.no_grad():
                 pl_module.backbone.head.weight.fill_(torch.nan)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tiny, capsys, tmp_path):
+    tiny.fit(trainer__max_epochs=1)
+    last = tiny.folder / "checkpoints" / "last.ckpt"
+    message = refused(capsys, tiny.args(run=tmp_path / "other", ckpt_path=last, model__competitors=8))
+    assert "has model.competitors=24 and the config 8" in message
+    torch.save({"a": 1}, tmp_path / "foreign.ckpt")
+    message = refused(capsys, tiny.args(run=tmp_path / "other", ckpt_path=tmp_path / "foreign.ckpt"))
+    assert "foreign.ckpt is no checkpoint of train.py: it lacks hyper_parameters" in message
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_resumed_run_is_still_tested_by_its_best_checkpoint(tiny):
+    tiny.fit(trainer__max_epochs=1)
+    tiny.fit(ckpt_path=tiny.folder / "checkpoints" / "last.ckpt", trainer__max_epochs=2)
+    assert yaml.safe_load((tiny.folder / "config.yaml").read_text())["ckpt_path"] is None
+    train.main(["test", f"--config={tiny.folder / 'config.yaml'}"])
+    assert len(logged_by_test(tiny.folder)) == 1
+
+
+def test_an_averaged_run_is_tested_by_its_average(tiny):
+    tiny.fit(**VARIANTS["ema"])
+    train.main(["test", f"--config={tiny.folder / 'config.yaml'}"])
+    (scores,) = logged_by_test(tiny.folder)
+    saved = read_checkpoint(tiny.folder / "checkpoints" / "best.ckpt")
+    ours = Classifier.from_run(tiny.folder).state_dict()
+    assert all(torch.equal(ours[key], saved["state_dict"][key]) for key in ours)
+    assert any(not torch.equal(ours[key], saved["current_model_state"][key]) for key in ours)
+    assert 0 <= scores["test/top1/argmax"] <= 1
+
+
+def test_two_processes_see_different_images_and_agree_on_the_metrics(tiny):
+    tiny.fit(trainer__strategy="ddp_spawn", trainer__devices=2, data__batch_size=6, trainer__max_epochs=2)
+    epoch = values(tiny.folder, 1)
+    assert epoch["val/active_fraction"] == pytest.approx(1 / 24)
+    assert epoch["val/top1"] > 0.4
+    tiny.fit(run=tiny.folder.parent / "one", trainer__max_epochs=2)
+    # The same images in an epoch, 12 to an update: the schedules end at the same values.
+    for name in ("train/noise", "train/lr"):
+        assert epoch[name] == pytest.approx(values(tiny.folder.parent / "one", 1)[name])
 
 
 def test_testing_a_folder_without_a_run_is_refused(tiny, capsys):

@@ -68,7 +68,7 @@ def explain(
     Raises:
         InputError: where the target is not a class.
     """
-    images = image[None]
+    images = image[None].to(next(model.parameters()).device)
     with torch.no_grad(), watch(model, sites) as calls:
         logits = model(images)
     probabilities, order = logits.softmax(-1)[0].sort(descending=True)
@@ -84,10 +84,9 @@ def explain(
     base = float(logits[0, target] - logits[0].mean())
     layers = []
     for layer, (firing,) in calls.items():
-        attribution = LayerGradientXActivation(score, model.get_submodule(layer))
-        gradient = cast(Tensor, attribution.attribute(images)).detach()
-        explained = _layer(model.get_submodule(layer), layer, firing, readout, gradient, words, grids)
-        del explained.fired[top:]
+        module = model.get_submodule(layer)
+        gradient = cast(Tensor, LayerGradientXActivation(score, module).attribute(images)).detach()
+        explained = _layer(layer, module, firing, readout, gradient, words, grids, top)
         for start in range(0, len(explained.fired), batch_size):
             batch = explained.fired[start : start + batch_size]
             with torch.no_grad(), silenced(model, layer, [f.unit for f in batch], firing.dim):
@@ -95,9 +94,8 @@ def explain(
             for unit, changed in zip(batch, scores.tolist(), strict=True):
                 unit.change = changed - base
         layers.append(explained)
-    classes = [
-        (str(class_names[k]), float(p)) for k, p in zip(order[:5].tolist(), probabilities, strict=False)
-    ]
+    best = zip(order[:5].tolist(), probabilities.tolist(), strict=False)
+    classes = [(str(class_names[k]), p) for k, p in best]
     return Explanation(name, classes, class_names[target], base, readout.kind, layers)
 
 
@@ -114,66 +112,66 @@ class _Words:
 
 
 def _layer(
-    module: nn.Module,
     layer: str,
+    module: nn.Module,
     firing: Firing,
     readout: Readout,
     gradient: Tensor,
     words: _Words,
     grids: Any,
+    top: int,
 ) -> LayerExplanation:
     values, won = (x[0] for x in readout.read(firing))
-    fired = readout.positions(firing.fired, firing.dim)[0]  # (T, D)
-    competitors = module.competition.competitors if isinstance(module, LWTA) else None
-    rivals = _rivals(module, firing, readout) if isinstance(module, LWTA) else None
+    fired = readout.positions(firing.fired, firing.dim)[0].float()  # (T, D)
     maps = _maps(firing, readout, grids)
     contribution = gradient.movedim(firing.dim, -1).flatten(0, -2).sum(0)
     units = won.nonzero()[:, 0]
-    units = units[contribution[units].abs().argsort(descending=True)]
+    units = units[contribution[units].abs().argsort(descending=True)][:top]
     rows = []
     for unit in units.tolist():
-        label = words.of(layer, unit)
-        value = float(values[unit])
-        margin, rival = rivals[unit] if rivals else (None, None)
+        label, value = words.of(layer, unit), float(values[unit])
+        margin, rival = _rival(module, firing, readout, unit) if isinstance(module, LWTA) else (None, None)
         rows.append(
             FiredUnit(
-                unit,
-                label.get("text"),
-                label.get("runner_up"),
-                label.get("reason"),
-                value,
-                margin,
-                rival,
-                words.of(layer, rival).get("text") if rival is not None else None,
-                float(fired[:, unit].float().mean()),
-                float(contribution[unit]),
-                None,
-                bool(label.get("text")) and (value < 0) != bool(label.get("negative")),
-                maps[:, :, unit].tolist() if maps is not None else None,
+                unit=unit,
+                label=label.get("text"),
+                runner_up=label.get("runner_up"),
+                reason=label.get("reason"),
+                value=value,
+                margin=margin,
+                rival=rival,
+                rival_label=None if rival is None else words.of(layer, rival).get("text"),
+                win_rate=float(fired[:, unit].mean()),
+                contribution=float(contribution[unit]),
+                change=None,
+                sign_differs=bool(label.get("text")) and (value < 0) != bool(label.get("negative")),
+                map=None if maps is None else maps[:, :, unit].tolist(),
             )
         )
+    competitors = module.competition.competitors if isinstance(module, LWTA) else None
     return LayerExplanation(
-        layer, len(won), competitors, float(fired.float().mean()), float(won.float().mean()), rows
+        layer, len(won), competitors, float(fired.mean()), float(won.float().mean()), rows
     )
 
 
-def _rivals(module: LWTA, firing: Firing, readout: Readout) -> dict[int, tuple[float, int]]:
-    """Unit -> (margin over the runner-up of its block, that runner-up), where it fired hardest."""
-    competition = module.competition
+def _rival(module: LWTA, firing: Firing, readout: Readout, unit: int) -> tuple[float, int]:
+    """Margin over the runner-up of the unit's block, and that runner-up.
+
+    At the position read; where positions are pooled, at the one whose value the readout shows
+    (``max``) or where the unit fired hardest (``mean``).
+    """
     assert firing.inputs is not None
-    logits = competition.beta * readout.positions(firing.inputs, firing.dim)[0]  # (T, D)
-    fired = readout.positions(firing.fired, firing.dim)[0]
-    strength = readout.positions(firing.values, firing.dim)[0].abs().masked_fill(~fired, -1)
-    where = strength.argmax(0)
-    blocks = to_blocks(logits, competition.competitors, 1)  # (T, B, U)
-    out = {}
-    for unit in fired.any(0).nonzero()[:, 0].tolist():
-        block, place = divmod(unit, competition.competitors)
-        row = blocks[where[unit], block].clone()
-        own = float(row[place])
-        row[place] = -torch.inf
-        out[unit] = (own - float(row.max()), block * competition.competitors + int(row.argmax()))
-    return out
+    fired = readout.positions(firing.fired, firing.dim)[0, :, unit]
+    values = readout.positions(firing.values, firing.dim)[0, :, unit]
+    strength = values if readout.kind == "max" else values.abs()
+    where = strength.masked_fill(~fired, -torch.inf).argmax()
+    h = readout.positions(firing.inputs, firing.dim)[0, where]  # (D,)
+    block, place = divmod(unit, module.competition.competitors)
+    logits = (module.competition.beta * to_blocks(h, module.competition.competitors, 0))[block].clone()
+    own = float(logits[place])
+    logits[place] = -torch.inf
+    rival = int(logits.argmax())
+    return own - float(logits[rival]), block * len(logits) + rival
 
 
 def _maps(firing: Firing, readout: Readout, grids: Any) -> Tensor | None:

@@ -12,8 +12,8 @@ class FiredUnit:
         unit: channel of the layer.
         label, runner_up: its words, None where it has none; ``reason`` then says why.
         value: what the readout reads of it.
-        margin: by how much its logit beat the block's runner-up, at the position read; for a
-            pooled readout at the position of its largest magnitude. None where nothing competes.
+        margin: by how much its logit beat the block's runner-up, at the position read; where positions are
+            pooled, at the one that ``max`` shows, or where it fired hardest. None where nothing competes.
         rival, rival_label: that runner-up.
         win_rate: share of the positions read at which it fired.
         contribution: first-order share of the target logit, sum of gradient x activation over positions.

@@ -43,8 +43,8 @@ def write_labels(folder: str | Path, labels: pd.DataFrame, identity: dict[str, A
     return paths
 
 
-def read_labels(folder: str | Path, weights: str) -> pd.DataFrame | None:
-    """The labels of a run, or None where it has none yet.
+def read_labels(folder: str | Path, weights: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """The labels of a run and their identity, or None where it has none yet.
 
     Raises:
         InputError: where they were made from other weights than ``weights``, a hash.
@@ -64,4 +64,4 @@ def read_labels(folder: str | Path, weights: str) -> pd.DataFrame | None:
             f"{path} was made from other weights than the run's checkpoint; make it anew with "
             f"dissect.py label --run {folder}"
         )
-    return table.to_pandas()
+    return table.to_pandas(), identity

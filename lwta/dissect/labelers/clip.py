@@ -18,6 +18,8 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.Data
     probe images gets no label, with the reason; so does a dead one.
     """
     heard = exemplars.wins >= FEWEST_WINS
+    alone = int(heard.sum()) == 1  # its prior is itself: every concept would score 0
+    heard &= not alone
     listed = Exemplars(
         exemplars.images.masked_fill(~heard, -1),
         exemplars.values,
@@ -40,6 +42,8 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.Data
         if heard[unit]:
             row["text"], row["runner_up"] = (concepts.names[k] for k in place[unit].tolist())
             row["score"], row["runner_up_score"] = best[unit].tolist()
+        elif wins >= FEWEST_WINS:
+            row["reason"] = "the only unit of its layer with enough wins, so nothing to compare it with"
         else:
             row["reason"] = "never won" if not wins else f"won on {wins} images, fewer than {FEWEST_WINS}"
         rows.append(row)
