@@ -13,12 +13,13 @@ RUN ?= runs/quickstart
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
 	touch $@
 
-# make quickstart DATA=FOLDER, a folder with CIFAR-10's parquet files; three minutes on two cores.
+# make quickstart DATA=FOLDER, a folder with CIFAR-10's parquet files; a few minutes on two cores.
 quickstart: .venv/installed
 	@test -n "$(DATA)" || { echo "error: name a folder with CIFAR-10's parquet files: make quickstart DATA=FOLDER"; exit 1; }
 	test -f $(RUN)/checkpoints/best.ckpt || $(BIN)/python train.py fit --config configs/train/cifar10_vit_lwta24.yaml --data.root "$(DATA)" \
 		--run $(RUN) --trainer.max_epochs 2 --data.train_split 'train[:10000]' --model.warmup_epochs 0.5 \
 		--model.noise 0.1
+	$(BIN)/python train.py validate --config $(RUN)/config.yaml
 	$(BIN)/python dissect.py label --run $(RUN)
 	$(BIN)/python dissect.py explain --run $(RUN) test:0 test:1 test:2
 

@@ -17,7 +17,7 @@ from lwta.dissect.activations import Readout, collect
 from lwta.dissect.concepts import Concepts, read_concepts
 from lwta.dissect.explain import explain
 from lwta.dissect.labelers.clip import label_layer
-from lwta.dissect.labels import read_labels, write_labels
+from lwta.dissect.labels import labels_for, read_labels, write_labels
 from lwta.dissect.report import render_input
 from lwta.errors import InputError
 from models.images import IndexedImages, image_name
@@ -49,6 +49,8 @@ def label(
         batch_size: images per pass.
         num_workers: loader processes.
     """
+    if batch_size < 1 or num_workers < 0:
+        raise InputError("batch_size is at least 1 and num_workers at least 0")
     opened = load_run(run, root)
     images = IndexedImages(opened.data.dataset(probe), opened.data.eval_transform())
     matrix = None if concepts == "classes" else read_concepts(concepts, len(images))
@@ -70,16 +72,22 @@ def label(
         names = class_names(opened)
         matrix = Concepts(names, (classes[:, None] == torch.arange(len(names))).float())
     table = pd.concat([label_layer(name, seen, matrix) for name, seen in exemplars.items()])
-    told = hashlib.sha256("\n".join(matrix.names).encode() + matrix.presence.numpy().tobytes()).hexdigest()[
-        :16
-    ]
+    content = "\n".join(matrix.names).encode() + matrix.presence.numpy().tobytes()
+    told = hashlib.sha256(content).hexdigest()[:16]
     identity = {"weights": opened.weights, "probe": probe, "readout": reading.kind, "concepts": told}
+    known = read_labels(opened.folder)
+    if known is not None and known[1] == identity:  # labels of other layers, made alike, stay
+        others = known[0].query("layer not in @exemplars.keys()")
+        table = pd.concat([others, table])
     paths = write_labels(opened.folder, table, identity)
     for name, rows in table.groupby("layer", sort=False):
-        dead, labelled = (~rows["alive"]).sum(), rows["text"].notna().sum()
+        silent, labelled = (~rows["alive"]).sum(), rows["text"].notna().sum()
         common = ", ".join(f"{text} {n}" for text, n in rows["text"].value_counts().head(5).items())
-        print(f"{name}: {len(rows)} units, {dead} dead, {labelled} labelled; most often {common}")
-    print(f"read at {reading.kind} on {len(images)} images; wrote {paths[0]} and {paths[1].name}")
+        print(f"{name}: {len(rows)} units, {labelled} labelled, {silent} never won; most often {common}")
+    place = "the class token" if reading.kind == "cls" else "any position"
+    print(
+        f"wins at {place} of {len(images)} images of the split {probe}; wrote {paths[0]} and {paths[1].name}"
+    )
 
 
 def explain_images(
@@ -112,7 +120,7 @@ def explain_images(
         raise InputError(f"there is no class {target!r}; the network knows {', '.join(names[:20])}")
     if top < 1:
         raise InputError(f"top is at least 1, not {top}")
-    labelled, reading = read_labels(opened.folder, opened.weights), _readout(opened, readout)
+    labelled, reading = labels_for(opened.folder, opened.weights), _readout(opened, readout)
     labels, identity = labelled or (None, {})
     if labels is None:
         print(f"no labels yet: dissect.py label --run {run} makes them", file=sys.stderr)
@@ -205,6 +213,8 @@ def main(args: list[str] | None = None) -> None:
         {"label": label, "explain": explain_images}[config.subcommand](**options)
     except InputError as error:
         sys.exit(f"error: {error}")
+    except PermissionError as error:
+        sys.exit(f"error: no permission for {error.filename}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lwta.errors import InputError
 from models.backbone import fixed_image_size, read_checkpoint, run_checkpoint
@@ -43,6 +44,8 @@ class RunCLI(LightningCLI):
             config.ckpt_path = str(run_checkpoint(config.run))
         if config.ckpt_path is not None:
             check_same_network(config.ckpt_path, config.model)
+        elif config.trainer.get("fast_dev_run"):
+            return
         elif (last := Path(config.run) / "checkpoints" / "last.ckpt").exists():
             raise InputError(
                 f"{config.run} already holds a run; resume it with --ckpt_path {last} "
@@ -53,6 +56,7 @@ class RunCLI(LightningCLI):
         """Refuse what only shows once the data is there, before the run folder is made."""
         if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
             raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
+        self.model.build_optimizer(self.trainer.max_epochs)
         self.datamodule.check_training()
         built = fixed_image_size(self.model.backbone)
         side = self.datamodule.config["image_size"]
@@ -69,15 +73,22 @@ class RunCLI(LightningCLI):
                 CSVLogger(config.run, name="metrics"),
                 TensorBoardLogger(config.run, name="tensorboard"),
             ]
-        self.trainer_defaults = {"callbacks": checkpoints(config.run)}
+        if config.trainer.enable_checkpointing is not False:
+            self.trainer_defaults = {"callbacks": checkpoints(config.run)}
         return super().instantiate_trainer(**kwargs)
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config to ``runs/NAME/config.yaml`` when training starts."""
+    """Writes the resolved config to ``runs/NAME/config.yaml`` once training has begun.
 
-    def save_config(self, trainer, pl_module, stage) -> None:
-        if stage == "fit":
+    Not before: a resume that is refused leaves the config of its run as it was.
+    """
+
+    def setup(self, trainer, pl_module, stage) -> None:
+        pass
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        if trainer.is_global_zero:
             path = Path(self.config.run) / "config.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
@@ -88,7 +99,8 @@ class SaveConfig(SaveConfigCallback):
 def check_same_network(path: str, config) -> None:
     """Read a checkpoint and refuse one of another network than the config describes."""
     trained = read_checkpoint(path)["hyper_parameters"]
-    for name in ("backbone", "backbone_args", "activation", "competitors", "sites", "placement", "dim"):
+    network = ("backbone", "backbone_args", "activation", "competitors", "sites", "placement", "dim")
+    for name in (*network, "optimizer"):
         if trained[name] != config[name]:
             raise InputError(
                 f"checkpoint {path} has model.{name}={trained[name]} and the config {config[name]}; "
@@ -120,11 +132,15 @@ def main(args: list[str] | None = None) -> None:
             seed_everything_default=0,
             auto_configure_optimizers=False,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
             args=args,
         )
-    except InputError as error:
+    except (InputError, MisconfigurationException) as error:
         sys.exit(f"error: {error}")
+    except PermissionError as error:
+        sys.exit(f"error: no permission to write {error.filename}; choose another folder with --run")
+    except SIGTERMException:
+        print("error: terminated; resume from checkpoints/last.ckpt of the run", file=sys.stderr)
+        sys.exit(143)
 
 
 if __name__ == "__main__":

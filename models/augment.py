@@ -34,8 +34,8 @@ class Augmented(Dataset):
     def __len__(self) -> int:
         return len(self.data)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int] | int) -> tuple[Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)  # Lightning's overfit_batches
         state = int(np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)[0])
         before = _collect_rng_states(include_cuda=False)
         try:

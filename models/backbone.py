@@ -36,10 +36,11 @@ def create_backbone(
         model = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, **(backbone_args or {})
         )
-    except RuntimeError as error:
+    except Exception as error:  # whatever the architecture's own code says of its arguments
         if "Unknown model" in str(error):
             raise InputError(f"timm knows no model {name!r}; timm.list_models('*') lists them") from None
-        raise
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"timm cannot build {name!r} with {backbone_args} ({reason})") from error
     return model, swap(model, image_size=image_size(model), **swap_args)
 
 

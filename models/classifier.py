@@ -1,5 +1,6 @@
 """The LightningModule: a sparse backbone, its losses and schedules, and what is measured of it."""
 
+import math
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -124,10 +125,19 @@ class Classifier(LightningModule):
             raise InputError(f"timm knows no optimizer {h['optimizer']!r}; timm.optim.list_optimizers() does")
         if h["scheduler"] not in SCHEDULERS:
             raise InputError(f"scheduler is one of {', '.join(SCHEDULERS)}, not {h['scheduler']!r}")
+        for name, schedule in schedules.items():
+            if not schedule.finite:
+                raise InputError(f"{name} must be finite, and its epochs at least 0")
         if min(schedules["tau"].start, schedules["tau"].end) <= 0:
             raise InputError("tau must stay above 0 from start to end")
         if min(schedules["noise"].start, schedules["noise"].end) < 0:
             raise InputError("noise must be at least 0 from start to end")
+        if not 0 < h["beta"] < math.inf:
+            raise InputError(f"beta must be above 0, not {h['beta']}")
+        if not 0 <= h["label_smoothing"] < 1 or not h["lr"] > 0:
+            raise InputError("label_smoothing lies in [0, 1), and lr above 0")
+        if h["sites"] == []:
+            raise InputError("sites names no site; null takes the family's default")
         if min(h["evaluation"], *h["test_evaluations"]) < 0:
             raise InputError("an evaluation is 0 for the argmax or a number of samples")
 
@@ -171,7 +181,8 @@ class Classifier(LightningModule):
             loss = loss + scales["kl_weight"] * terms["kl"]
             loss = loss - scales["balance_weight"] * terms["usage_entropy"]
         self._refuse_nan(loss, batch_idx)
-        self.log("train/loss", loss, prog_bar=True, on_step=False, on_epoch=True, sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
         logged = {f"train/{k}": scales[k] for k in ("noise", "tau")}
         logged["train/lr"] = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore
         self.log_dict(logged, on_step=False, on_epoch=True)
@@ -197,20 +208,31 @@ class Classifier(LightningModule):
                 "lower model.lr or set trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
             )
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self, epochs: int) -> tuple[Any, Any]:
+        """timm's optimizer, and its scheduler over ``epochs`` (None for ``none``).
+
+        Raises:
+            InputError: where timm refuses their arguments.
+        """
         h = self.hparams
-        optimizer = create_optimizer_v2(
-            self.backbone, h["optimizer"], h["lr"], h["weight_decay"], **(h["optimizer_args"] or {})
-        )
-        defaults = {"warmup_lr": h["lr"] / 25}
-        scheduler, _ = create_scheduler_v2(
-            optimizer,
-            h["scheduler"],
-            self.trainer.max_epochs or 1,
-            warmup_epochs=h["warmup_epochs"],
-            min_lr=h["min_lr"],
-            **(defaults | (h["scheduler_args"] or {})),
-        )
+        try:
+            optimizer = create_optimizer_v2(
+                self.backbone, h["optimizer"], h["lr"], h["weight_decay"], **(h["optimizer_args"] or {})
+            )
+            scheduler, _ = create_scheduler_v2(
+                optimizer,
+                h["scheduler"],
+                epochs,
+                warmup_epochs=h["warmup_epochs"],
+                min_lr=h["min_lr"],
+                **{"warmup_lr": h["lr"] / 25} | (h["scheduler_args"] or {}),
+            )
+        except (TypeError, ValueError, AssertionError) as error:
+            raise InputError(f"timm refuses the optimizer or scheduler as configured ({error})") from error
+        return optimizer, scheduler
+
+    def configure_optimizers(self) -> Any:
+        optimizer, scheduler = self.build_optimizer(self.trainer.max_epochs or 1)
         if scheduler is None:
             return optimizer
         return [optimizer], [{"scheduler": scheduler, "interval": "step", "name": "lr"}]

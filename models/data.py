@@ -19,6 +19,7 @@ from models.augment import Augmented, EpochSampler
 from models.images import IndexedImages
 
 Transform = Callable[[Image.Image], Tensor]
+_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 
 
@@ -75,6 +76,7 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        _check_values(self.config)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.splits = {"train": train_split, "validate": val_split, "test": test_split}
         self._classes: int | None = num_classes
@@ -136,7 +138,7 @@ class ImageData(LightningDataModule):
                 seed=self.seed,
                 **options | (c["dataset_args"] or {}),
             )
-        except (ValueError, RuntimeError, OSError, AssertionError, KeyError) as error:
+        except (ValueError, TypeError, RuntimeError, OSError, AssertionError, KeyError) as error:
             reason = str(error).strip().split("\n")[0]
             raise InputError(
                 f"cannot read split {split!r} of {c['name'] or 'folder'} data at {c['root']} ({reason})"
@@ -187,12 +189,11 @@ class ImageData(LightningDataModule):
 
     def check_training(self) -> None:
         """Raise InputError where training or validation could not begin."""
-        c, data = self.config, self.dataset("train")
-        if self.batch_size < 1:
-            raise InputError(f"data.batch_size is at least 1, not {self.batch_size}")
-        if (c["mixup"] or c["cutmix"]) and self.batch_size % 2:
+        data, names = self.dataset("train"), self.class_names
+        if self.num_classes < max(2, len(names or [])):
             raise InputError(
-                f"mixup and cutmix pair images; make data.batch_size even, not {self.batch_size}"
+                f"the data has {len(names or [])} classes and data.num_classes is {self.num_classes}; "
+                "a classifier needs all of them, and at least two"
             )
         if not isinstance(data, IterableDataset) and len(data) < self.batch_size:  # type: ignore[arg-type]
             raise InputError(
@@ -250,6 +251,41 @@ class ImageData(LightningDataModule):
         return self._mixup(*batch)
 
 
+_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+_LEAST = {
+    "batch_size": 1,
+    "image_size": 1,
+    "num_workers": 0,
+    "shift": 0,
+    "hflip": 0,
+    "color_jitter": 0,
+    "random_erasing": 0,
+    "mixup": 0,
+    "cutmix": 0,
+}
+
+
+def _check_values(config: dict[str, Any]) -> None:
+    for name, least in _LEAST.items():
+        if not config[name] >= least:
+            raise InputError(f"data.{name} is at least {least}, not {config[name]}")
+    if not (config["crop_pct"] > 0 and min(config["std"]) > 0):
+        raise InputError("data.crop_pct and data.std must be above 0")
+    if config["interpolation"] not in _INTERPOLATIONS:
+        raise InputError(
+            f"data.interpolation is one of {', '.join(_INTERPOLATIONS)}, not {config['interpolation']!r}"
+        )
+    if (config["mixup"] or config["cutmix"]) and config["batch_size"] % 2:
+        raise InputError(f"mixing pairs images; make data.batch_size even, not {config['batch_size']}")
+    if config["name"] and config["name"].split("/")[0] not in _PREFIXES:
+        raise InputError(
+            f"data.name {config['name']!r} is not known; it is empty for folders and tar files, "
+            f"or begins with one of {', '.join(_PREFIXES)}"
+        )
+    if not all(config[name] for name in ("train_split", "val_split", "test_split")):
+        raise InputError("data.train_split, val_split and test_split must not be empty")
+
+
 def _existing(root: str) -> Path:
     if not Path(root).exists():
         raise InputError(f"there is no data at {root}; set data.root to your data folder")
@@ -257,6 +293,8 @@ def _existing(root: str) -> Path:
 
 
 def _split_folder(root: Path, split: str) -> Path:
+    if not root.is_dir():
+        raise InputError(f"data.root {root} is a file; give the folder that holds the splits")
     # timm would take the whole root, all splits together, for a split it does not find.
     synonyms = next((names for names in _SYNONYMS if split in names), ())
     for name in (split, *synonyms):

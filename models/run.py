@@ -48,12 +48,20 @@ def load_run(folder: str | Path, root: str | None = None) -> Run:
         raise InputError(
             f"{folder} is no run: it has no config.yaml; train one with train.py fit --run {folder}"
         )
-    fields: dict[str, Any] = yaml.safe_load(config.read_text())["data"]
+    try:
+        fields: dict[str, Any] = dict(yaml.safe_load(config.read_text())["data"])
+    except (yaml.YAMLError, OSError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{config} is damaged; bring back the config.yaml that training wrote") from error
     if root is not None:
         fields["root"] = root
     checkpoint = run_checkpoint(folder)
     model = Classifier.from_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
-    data = ImageData(**fields)
+    try:
+        data = ImageData(**fields)
+    except TypeError as error:
+        raise InputError(
+            f"{config} does not describe the data ({error}); bring it back as written"
+        ) from error
     return Run(folder, model, data, hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16])
 
 

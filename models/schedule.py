@@ -1,5 +1,6 @@
 """Values that change over training: noise, temperature, loss weights."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -19,6 +20,11 @@ class Schedule:
         """The value after ``epoch`` epochs, a fraction included."""
         done = min(epoch / self.epochs, 1.0) if self.epochs > 0 else 1.0
         return self.start + (self.end - self.start) * done
+
+    @property
+    def finite(self) -> bool:
+        """Whether it has a value at every epoch."""
+        return math.isfinite(self.start) and math.isfinite(self.end) and 0 <= self.epochs < math.inf
 
     @property
     def peak(self) -> float:

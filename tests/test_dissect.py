@@ -123,6 +123,19 @@ def test_a_broken_image_of_the_data_is_not_explained_as_its_neighbour(run, image
     assert "image test:3 does not decode" in message
 
 
+def test_labelling_one_layer_keeps_the_others(run):
+    dissect.main(["label", f"--run={run}", "--probe=train"])
+    whole = pd.read_parquet(run / "labels.parquet")
+    dissect.main(["label", f"--run={run}", "--probe=train", "--layers=blocks.0*"])
+    again = pd.read_parquet(run / "labels.parquet")
+    columns = ["layer", "unit"]
+    pd.testing.assert_frame_equal(
+        again.sort_values(columns, ignore_index=True), whole.sort_values(columns, ignore_index=True)
+    )
+    dissect.main(["label", f"--run={run}", "--probe=test", "--layers=blocks.0*"])  # another probe set
+    assert set(pd.read_parquet(run / "labels.parquet")["layer"]) == {"blocks.0.mlp.act"}
+
+
 def test_labels_of_another_readout_are_said_to_be(run, capsys):
     dissect.main(["label", f"--run={run}", "--readout=mean"])
     dissect.main(["explain", f"--run={run}", "test:0"])
@@ -225,6 +238,12 @@ def test_a_truncated_checkpoint_is_refused(run):
     checkpoint = run / "checkpoints" / "best.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     assert "best.ckpt is truncated" in refused(["label", f"--run={run}"])
+
+
+@pytest.mark.parametrize("text", ["", "[]", "data: {nonsense: 1, root: x}", "{"])
+def test_a_damaged_config_is_refused(run, text):
+    (run / "config.yaml").write_text(text)
+    assert "config.yaml" in refused(["explain", f"--run={run}", "test:0"])
 
 
 def test_labels_of_other_weights_are_refused(run):

@@ -179,6 +179,13 @@ def test_a_pooled_readout_lists_every_unit_that_fired_at_a_patch(vit, image, kin
         assert u.win_rate == pytest.approx(fired[:, u.unit].mean())
 
 
+def test_a_layer_states_what_all_its_units_contribute(vit, image):
+    found = vit_explained(vit, image, [LAST], Readout("cls", 1), top=1).layers[0]
+    everyone = vit_explained(vit, image, [LAST], Readout("cls", 1), top=96).layers[0]
+    assert len(found.fired) == 1
+    assert found.contribution == pytest.approx(sum(u.contribution for u in everyone.fired), rel=1e-5)
+
+
 def test_a_pooled_readout_states_both_fractions(vit, image):
     explained = vit_explained(vit, image, [LAST], Readout("mean", 1))
     found = explained.layers[0]

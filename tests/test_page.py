@@ -25,7 +25,7 @@ def unit(**changes):
 def explanation(*units, readout="mean", image="test:12", classes=(("frog", 0.71), ("deer", 0.18)), **layer):
     fields = {
         "layer": "blocks.1.mlp.act", "units": 96, "competitors": 24,
-        "fired_per_position": 1 / 24, "fired_ever": 50 / 96,
+        "fired_per_position": 1 / 24, "fired_ever": 50 / 96, "contribution": 0.62,
     }  # fmt: skip
     explained = LayerExplanation(**(fields | layer), fired=list(units))
     return Explanation(image, list(classes), classes[0][0], 2.5, readout, [explained])
@@ -112,7 +112,7 @@ def test_an_image_name_with_quotes_and_brackets_is_escaped():
 def test_the_numbers_of_a_unit_are_shown():
     text = page(unit()).text
     for part in (
-        "grass unit 17 or: forest value +1.37", "won at 62.50 % of positions", "margin +0.46 over 19 (sea)",
+        "grass or forest unit 17 value +1.37", "won at 62.50 % of positions", "margin +0.46 over 19 (sea)",
         "contribution +0.283 silenced \N{MINUS SIGN}0.319",
     ):  # fmt: skip
         assert part in text
@@ -122,7 +122,7 @@ def test_every_listed_unit_is_shown_with_its_own_numbers():
     units = [unit(unit=k, label=f"word {k}", value=k + 0.25, contribution=k / 10, map=None) for k in range(3)]
     text = page(*units).text
     for k in range(3):
-        assert f"word {k} unit {k} or: forest value +{k}.25" in text
+        assert f"word {k} or forest unit {k} value +{k}.25" in text
         assert f"contribution +0.{k}0" in text
 
 
@@ -134,7 +134,7 @@ def test_what_is_not_known_of_a_unit_is_left_out():
     found = page(bare, readout="cls", competitors=None)
     listed = found.text.split("How to read this")[0]
     assert "no label unit 17 value +1.37 contribution +0.283" in listed
-    for word in ("or:", "won at", "margin", "silenced", "None", "competitors"):
+    for word in (" or ", "won at", "margin", "silenced", "None", "competitors"):
         assert word not in listed
     assert list(found.images) == ["the input as the network saw it"]
 
@@ -152,6 +152,7 @@ def test_classes_and_target_are_shown():
     found = page(unit())
     assert "frog 71.0 %" in found.text
     assert "deer 18.0 %" in found.text
+    assert "Together they contribute +0.62 of the logit, to first order" in found.text
     assert "the logit of frog , +2.50 above the mean over classes" in found.text
     assert [value for name, value in found.attributes if name == "value"] == ["0.71", "0.18"]
 

@@ -12,7 +12,7 @@ import torch
 from lwta.dissect.activations import Exemplars
 from lwta.dissect.concepts import Concepts
 from lwta.dissect.labelers.clip import FEWEST_WINS, label_layer
-from lwta.dissect.labels import COLUMNS, read_labels, write_labels
+from lwta.dissect.labels import COLUMNS, labels_for, write_labels
 from lwta.dissect.similarity import soft_wpmi
 from lwta.errors import InputError
 
@@ -242,7 +242,7 @@ def same(found, expected):
 def test_labels_are_read_as_they_were_written(tmp_path, labels):
     paths = write_labels(tmp_path, labels, {"weights": "w"})
     assert paths == [tmp_path / "labels.parquet", tmp_path / "labels.csv"]
-    same(read_labels(tmp_path, "w")[0], labels)
+    same(labels_for(tmp_path, "w")[0], labels)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.csv", "labels.parquet"]
 
 
@@ -264,13 +264,13 @@ def test_the_parquet_file_has_the_types_of_the_schema(tmp_path, labels):
 def test_labels_of_which_none_has_a_text_keep_their_types(tmp_path):
     rows = label_layer("layer", as_exemplars([[], []], 50, 200), planted()[1])
     write_labels(tmp_path, rows, {"weights": "w"})
-    same(read_labels(tmp_path, "w")[0], rows)
+    same(labels_for(tmp_path, "w")[0], rows)
 
 
 def test_writing_again_replaces_and_does_not_append(tmp_path, labels):
     write_labels(tmp_path, labels, {"weights": "old"})
     paths = write_labels(tmp_path, labels[:5], {"weights": "new"})
-    same(read_labels(tmp_path, "new")[0], labels[:5])
+    same(labels_for(tmp_path, "new")[0], labels[:5])
     assert len(pd.read_csv(paths[1])) == 5
 
 
@@ -283,23 +283,23 @@ def test_a_write_that_fails_leaves_the_labels_that_were_there(tmp_path, labels, 
     monkeypatch.setattr(pd.DataFrame, "to_csv", full)
     with pytest.raises(OSError, match="No space left"):
         write_labels(tmp_path, labels[:1], {"weights": "new"})
-    same(read_labels(tmp_path, "old")[0], labels)
+    same(labels_for(tmp_path, "old")[0], labels)
 
 
 def test_labels_of_other_weights_are_refused(tmp_path, labels):
     write_labels(tmp_path, labels, {"weights": "old", "probe": "test"})
     with pytest.raises(InputError, match=r"made from other weights.*dissect\.py label --run"):
-        read_labels(tmp_path, "new")
+        labels_for(tmp_path, "new")
 
 
 def test_labels_of_unknown_weights_are_refused(tmp_path, labels):
     labels.astype(COLUMNS).to_parquet(tmp_path / "labels.parquet")
-    with pytest.raises(InputError, match="made from other weights"):
-        read_labels(tmp_path, "w")
+    with pytest.raises(InputError, match="cannot be read; remove it and make it anew"):
+        labels_for(tmp_path, "w")
 
 
 def test_a_run_without_labels_has_none(tmp_path):
-    assert read_labels(tmp_path, "w") is None
+    assert labels_for(tmp_path, "w") is None
 
 
 def test_a_unit_alone_in_its_layer_gets_no_label():

@@ -1,7 +1,12 @@
 """Training from the command line: what a run leaves behind, resuming it, and bad input."""
 
 import csv
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -183,6 +188,20 @@ def refused(capsys, args: list[str]) -> str:
         ({"data__batch_size": 100}, "48 training images do not fill a batch of 100"),
         ({"data__mixup": 0.5, "data__batch_size": 11}, "make data.batch_size even, not 11"),
         ({"data__batch_size": 0}, "data.batch_size is at least 1, not 0"),
+        ({"data__name": "imagefolder"}, "data.name 'imagefolder' is not known"),
+        ({"data__train_split": ""}, "must not be empty"),
+        ({"data__interpolation": "cubic"}, "data.interpolation is one of nearest, bilinear, bicubic"),
+        ({"data__num_classes": 2}, "the data has 3 classes and data.num_classes is 2"),
+        ({"data__dataset_args": "{foo: 1}"}, "cannot read split 'train' .*foo"),
+        (
+            {"model__backbone_args": "{embed_dim: 25, num_heads: 2}"},
+            "timm cannot build 'vit_tiny_patch16_224'",
+        ),
+        ({"model__beta": -1.0}, "beta must be above 0"),
+        ({"model__noise": ".nan"}, "noise must be finite"),
+        ({"model__sites": "[]"}, "sites names no site"),
+        ({"model__lr": -1.0}, "lr above 0"),
+        ({"model__optimizer_args": "{foo: 1}"}, "timm refuses the optimizer or scheduler .*foo"),
         (
             {"data__val_split": "holdout"},
             "there is no split 'holdout' in .* it holds test, train, validation",
@@ -213,6 +232,28 @@ def test_a_refused_run_starts_once_it_is_corrected(tiny, capsys):
     refused(capsys, tiny.args(data__batch_size=100))
     tiny.fit(trainer__max_epochs=1)
     assert (tiny.folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(tiny, capsys):
+    tiny.fit(trainer__max_epochs=1)
+    before = (tiny.folder / "config.yaml").read_text()
+    last = tiny.folder / "checkpoints" / "last.ckpt"
+    for change in ({"model__competitors": 12}, {"model__optimizer": "sgd"}):
+        assert "use the config of its run" in refused(capsys, tiny.args(ckpt_path=last, **change))
+    assert (tiny.folder / "config.yaml").read_text() == before
+
+
+def test_being_terminated_is_no_success(tiny):
+    root = Path(train.__file__).parent
+    command = [sys.executable, root / "train.py", *tiny.args(trainer__max_epochs=500)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ) as process:
+        while not (tiny.folder / "checkpoints" / "last.ckpt").exists():
+            assert process.poll() is None
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "resume from checkpoints/last.ckpt" in said
 
 
 def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny, capsys, tmp_path):

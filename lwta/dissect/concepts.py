@@ -51,10 +51,11 @@ def read_concepts(path: str | Path, images: int) -> Concepts:
             f"{path} has {len(matrix)} rows and the probe set {images} images; "
             "it needs one row per image, in order"
         )
+    matrix = matrix.astype(np.float32)
     if not np.isfinite(matrix).all():
         row, column = np.argwhere(~np.isfinite(matrix))[0]
         raise InputError(f"{path} has no number in row {row + 1} of concept {names[column]!r}; fill it in")
-    return Concepts(names, torch.from_numpy(np.ascontiguousarray(matrix, dtype=np.float32)))
+    return Concepts(names, torch.from_numpy(np.ascontiguousarray(matrix)))
 
 
 def _check_names(path: Path, names: list[str]) -> None:
@@ -98,7 +99,8 @@ def _read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
             )
         image, text = (arrays[name].astype(np.float64) for name in ("image", "text"))
         names = arrays["concepts"].astype(str).tolist()
-    if len(names) != len(text) or image.shape[1:] != text.shape[1:]:
+    flat = image.ndim == text.ndim == 2 and np.ndim(names) == 1
+    if not flat or len(names) != len(text) or image.shape[1] != text.shape[1]:
         raise InputError(
             f"in {path}, image {image.shape}, text {text.shape} and {len(names)} concepts do not fit together"
         )

@@ -150,7 +150,13 @@ def _layer(
         )
     competitors = module.competition.competitors if isinstance(module, LWTA) else None
     return LayerExplanation(
-        layer, len(won), competitors, float(fired.mean()), float(won.float().mean()), rows
+        layer=layer,
+        units=len(won),
+        competitors=competitors,
+        fired_per_position=float(fired.mean()),
+        fired_ever=float(won.float().mean()),
+        contribution=float(contribution.sum()),
+        fired=rows,
     )
 
 

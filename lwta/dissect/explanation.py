@@ -46,6 +46,8 @@ class LayerExplanation:
     Attributes:
         fired_per_position: fraction of the units that fire at a position read, averaged.
         fired_ever: fraction that fires at any position read; equal to it for ``cls``.
+        contribution: of all units of the layer together, first order; the rest of the logit comes by other
+            ways (the residual stream, attention, biases).
         fired: the units, by the magnitude of their contribution, largest first.
     """
 
@@ -54,17 +56,17 @@ class LayerExplanation:
     competitors: int | None
     fired_per_position: float
     fired_ever: float
+    contribution: float
     fired: list[FiredUnit]
 
     def headline(self, readout: str) -> str:
         """One sentence: how many of how many units fired."""
         count = round(self.fired_ever * self.units)
         text = f"{self.layer}: {count} of {self.units} units fired ({100 * self.fired_ever:.2f} %)"
-        if readout == "cls":
-            return f"{text} at the class token"
-        return (
-            f"{text} somewhere, {100 * self.fired_per_position:.2f} % per position, read as their {readout}"
-        )
+        where = "at the class token"
+        if readout != "cls":
+            where = f"somewhere, {100 * self.fired_per_position:.2f} % per position, read as their {readout}"
+        return f"{text} {where}; together they contribute {self.contribution:+.2f}, first order"
 
 
 @dataclass

@@ -43,25 +43,30 @@ def write_labels(folder: str | Path, labels: pd.DataFrame, identity: dict[str, A
     return paths
 
 
-def read_labels(folder: str | Path, weights: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+def read_labels(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
     """The labels of a run and their identity, or None where it has none yet.
 
     Raises:
-        InputError: where they were made from other weights than ``weights``, a hash.
+        InputError: where the file cannot be read.
     """
     path = Path(folder) / "labels.parquet"
     if not path.is_file():
         return None
     try:
         table = pq.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        identity = json.loads((table.schema.metadata or {})[b"lwta"])
+        return table.select(list(COLUMNS)).to_pandas(), identity
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+        remedy = f"make it anew with dissect.py label --run {folder}"
+        raise InputError(f"{path} cannot be read; remove it and {remedy}") from error
+
+
+def labels_for(folder: str | Path, weights: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    """:func:`read_labels`, refusing labels made from other weights than ``weights``, a hash."""
+    labels = read_labels(folder)
+    if labels is not None and labels[1].get("weights") != weights:
         raise InputError(
-            f"{path} cannot be read; make it anew with dissect.py label --run {folder}"
-        ) from error
-    identity = json.loads((table.schema.metadata or {}).get(b"lwta", b"{}"))
-    if identity.get("weights") != weights:
-        raise InputError(
-            f"{path} was made from other weights than the run's checkpoint; make it anew with "
-            f"dissect.py label --run {folder}"
+            f"{folder}/labels.parquet was made from other weights than the run's checkpoint; make it anew "
+            f"with dissect.py label --run {folder}"
         )
-    return table.to_pandas(), identity
+    return labels
