@@ -152,7 +152,7 @@ def test_classes_and_target_are_shown():
     found = page(unit())
     assert "frog 71.0 %" in found.text
     assert "deer 18.0 %" in found.text
-    assert "Together they contribute +0.62 of the logit, to first order" in found.text
+    assert "units together contribute +0.62 of the logit, to first order" in found.text
     assert "the logit of frog , +2.50 above the mean over classes" in found.text
     assert [value for name, value in found.attributes if name == "value"] == ["0.71", "0.18"]
 

@@ -66,7 +66,7 @@ class LayerExplanation:
         where = "at the class token"
         if readout != "cls":
             where = f"somewhere, {100 * self.fired_per_position:.2f} % per position, read as their {readout}"
-        return f"{text} {where}; together they contribute {self.contribution:+.2f}, first order"
+        return f"{text} {where}; its units together contribute {self.contribution:+.2f}"
 
 
 @dataclass
