@@ -108,6 +108,22 @@ def check_same_network(path: str, config) -> None:
             )
 
 
+class RunCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint that knows its best checkpoint again after the run folder was moved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        folder = Path(str(self.dirpath))
+
+        def here(path: str) -> str:
+            return str(folder / Path(path).name) if path else path
+
+        if (folder / Path(state_dict["best_model_path"]).name).is_file():
+            moved = {key: here(value) for key, value in state_dict.items() if key.endswith("model_path")}
+            best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = state_dict | moved | {"dirpath": str(folder), "best_k_models": best}
+        super().load_state_dict(state_dict)
+
+
 def checkpoints(run: str) -> list[Callback]:
     """best.ckpt by validation accuracy, and last.ckpt after every epoch."""
     folder = Path(run) / "checkpoints"
@@ -115,8 +131,8 @@ def checkpoints(run: str) -> list[Callback]:
     # unfinished, and resuming would hand the next epoch this one's order of images.
     shared: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     # Two callbacks: save_last of one would write last.ckpt only when the best one changes.
-    best = ModelCheckpoint(folder, "best", monitor="val/top1", mode="max", **shared)
-    last = ModelCheckpoint(folder, "last", **shared)
+    best = RunCheckpoint(folder, "best", monitor="val/top1", mode="max", **shared)
+    last = RunCheckpoint(folder, "last", **shared)
     return [best, last]
 
 

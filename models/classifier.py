@@ -1,6 +1,5 @@
 """The LightningModule: a sparse backbone, its losses and schedules, and what is measured of it."""
 
-import math
 import random
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -20,11 +19,9 @@ from lwta.errors import InputError
 from lwta.functional import kl_to_uniform, usage_entropy
 from lwta.layers import Firing, competitions, watch
 from models.backbone import create_backbone, read_checkpoint, run_checkpoint
+from models.checks import check_model
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.schedule import Schedule
-
-#: timm's schedules of the epoch alone; its plateau schedule follows a metric, and is not among them.
-SCHEDULERS = ("cosine", "tanh", "step", "multistep", "poly", "wsd", "rsqrt", "constant", "none")
 
 
 class Classifier(LightningModule):
@@ -96,7 +93,7 @@ class Classifier(LightningModule):
             "kl_weight": Schedule.of(kl_weight),
             "balance_weight": Schedule.of(balance_weight),
         }
-        self._check_names()
+        check_model(self.hparams, self.schedules)
         self.backbone, self.report = create_backbone(
             backbone,
             num_classes,
@@ -118,28 +115,6 @@ class Classifier(LightningModule):
         self.accuracy = nn.ModuleDict(
             {evaluation_name(n): accuracy_metrics(num_classes) for n in {evaluation, *test_evaluations}}
         )
-
-    def _check_names(self) -> None:
-        h, schedules = self.hparams, self.schedules
-        if h["optimizer"] not in list_optimizers():
-            raise InputError(f"timm knows no optimizer {h['optimizer']!r}; timm.optim.list_optimizers() does")
-        if h["scheduler"] not in SCHEDULERS:
-            raise InputError(f"scheduler is one of {', '.join(SCHEDULERS)}, not {h['scheduler']!r}")
-        for name, schedule in schedules.items():
-            if not schedule.finite:
-                raise InputError(f"{name} must be finite, and its epochs at least 0")
-        if min(schedules["tau"].start, schedules["tau"].end) <= 0:
-            raise InputError("tau must stay above 0 from start to end")
-        if min(schedules["noise"].start, schedules["noise"].end) < 0:
-            raise InputError("noise must be at least 0 from start to end")
-        if not 0 < h["beta"] < math.inf:
-            raise InputError(f"beta must be above 0, not {h['beta']}")
-        if not 0 <= h["label_smoothing"] < 1 or not h["lr"] > 0:
-            raise InputError("label_smoothing lies in [0, 1), and lr above 0")
-        if h["sites"] == []:
-            raise InputError("sites names no site; null takes the family's default")
-        if min(h["evaluation"], *h["test_evaluations"]) < 0:
-            raise InputError("an evaluation is 0 for the argmax or a number of samples")
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, C) of images (N, 3, H, W)."""

@@ -16,10 +16,10 @@ from torchvision.transforms import Compose, InterpolationMode, RandomCrop, Resiz
 
 from lwta.errors import InputError
 from models.augment import Augmented, EpochSampler
+from models.checks import check_data
 from models.images import IndexedImages
 
 Transform = Callable[[Image.Image], Tensor]
-_INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
 
 
@@ -76,7 +76,7 @@ class ImageData(LightningDataModule):
     ) -> None:
         super().__init__()
         self.config = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
-        _check_values(self.config)
+        check_data(self.config)
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.splits = {"train": train_split, "validate": val_split, "test": test_split}
         self._classes: int | None = num_classes
@@ -249,41 +249,6 @@ class ImageData(LightningDataModule):
             # Smoothing is the loss's, so that it applies once with and without mixing.
             self._mixup = Mixup(c["mixup"], c["cutmix"], label_smoothing=0.0, num_classes=self.num_classes)
         return self._mixup(*batch)
-
-
-_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
-_LEAST = {
-    "batch_size": 1,
-    "image_size": 1,
-    "num_workers": 0,
-    "shift": 0,
-    "hflip": 0,
-    "color_jitter": 0,
-    "random_erasing": 0,
-    "mixup": 0,
-    "cutmix": 0,
-}
-
-
-def _check_values(config: dict[str, Any]) -> None:
-    for name, least in _LEAST.items():
-        if not config[name] >= least:
-            raise InputError(f"data.{name} is at least {least}, not {config[name]}")
-    if not (config["crop_pct"] > 0 and min(config["std"]) > 0):
-        raise InputError("data.crop_pct and data.std must be above 0")
-    if config["interpolation"] not in _INTERPOLATIONS:
-        raise InputError(
-            f"data.interpolation is one of {', '.join(_INTERPOLATIONS)}, not {config['interpolation']!r}"
-        )
-    if (config["mixup"] or config["cutmix"]) and config["batch_size"] % 2:
-        raise InputError(f"mixing pairs images; make data.batch_size even, not {config['batch_size']}")
-    if config["name"] and config["name"].split("/")[0] not in _PREFIXES:
-        raise InputError(
-            f"data.name {config['name']!r} is not known; it is empty for folders and tar files, "
-            f"or begins with one of {', '.join(_PREFIXES)}"
-        )
-    if not all(config[name] for name in ("train_split", "val_split", "test_split")):
-        raise InputError("data.train_split, val_split and test_split must not be empty")
 
 
 def _existing(root: str) -> Path:

@@ -338,6 +338,28 @@ def test_a_resumed_run_is_still_tested_by_its_best_checkpoint(tiny):
     assert len(logged_by_test(tiny.folder)) == 1
 
 
+def test_a_moved_run_keeps_its_best_checkpoint(tiny):
+    tiny.fit(model__lr=1e-2)
+    moved = tiny.folder.rename(tiny.folder.parent / "moved")
+    best = (moved / "checkpoints" / "best.ckpt").read_bytes()
+    tiny.fit(
+        run=moved, ckpt_path=moved / "checkpoints" / "last.ckpt", model__lr=1e-2, trainer__max_epochs=4,
+        **{"trainer__callbacks+": "tests.test_train.Spoil"},
+    )  # fmt: skip
+    assert values(moved, 3)["val/top1"] < 0.5
+    assert (moved / "checkpoints" / "best.ckpt").read_bytes() == best
+
+
+class Spoil(Callback):
+    """Sets the head to zero after the last batch of the fourth epoch."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.current_epoch == 3 and trainer.is_last_batch:
+            with torch.no_grad():
+                for parameter in pl_module.backbone.head.parameters():
+                    parameter.zero_()
+
+
 def test_an_averaged_run_is_tested_by_its_average(tiny):
     tiny.fit(**VARIANTS["ema"])
     train.main(["test", f"--config={tiny.folder / 'config.yaml'}"])
