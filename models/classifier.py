@@ -18,7 +18,7 @@ from torchmetrics import MetricCollection
 from lwta.errors import InputError
 from lwta.functional import kl_to_uniform, usage_entropy
 from lwta.layers import Firing, competitions, watch
-from models.backbone import create_backbone, read_checkpoint, run_checkpoint
+from models.backbone import create_backbone, read_checkpoint
 from models.checks import check_model
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.schedule import Schedule
@@ -177,7 +177,8 @@ class Classifier(LightningModule):
         # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN.
         # on_save_checkpoint refuses NaN weights whatever was seen here.
         every = cast(int, self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
-        if batch_idx % every in (0, every - 1) and not torch.isfinite(loss):
+        due = batch_idx % every == 0 or self.trainer.is_last_batch
+        if due and not torch.isfinite(loss):
             raise InputError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
                 "lower model.lr or set trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
@@ -292,8 +293,3 @@ class Classifier(LightningModule):
         model.load_state_dict(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
         return model.eval()
-
-    @classmethod
-    def from_run(cls, run: str | Path) -> "Classifier":
-        """The network of a run folder, from its best checkpoint."""
-        return cls.from_checkpoint(run_checkpoint(run))

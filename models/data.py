@@ -221,9 +221,9 @@ class ImageData(LightningDataModule):
         return self._evaluation("test")
 
     def _evaluation(self, stage: str) -> DataLoader:
-        data = self.dataset(stage, self.eval_transform())
+        data = self.dataset(stage)
         if isinstance(data, IterableDataset):
-            return self._loader(data)
+            return self._loader(self.dataset(stage, self.eval_transform()))
         images = IndexedImages(data, self.eval_transform())
         return self._loader(images, collate_fn=images.collate)
 

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from lwta.errors import InputError
 
 #: What PIL and the readers raise for an image that does not decode.
-UNDECODABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+UNDECODABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_image(data: Dataset, index: int) -> tuple[Image.Image, int]:

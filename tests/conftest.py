@@ -1,6 +1,7 @@
 """Small data that a test can train on in seconds, and the real photographs where they are at hand."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test asks a hub
@@ -71,6 +72,16 @@ def cifar10() -> Path:
 def tiny(image_folder: Path, tmp_path: Path) -> "TinyRun":
     """A run small enough to train in a second."""
     return TinyRun(image_folder, tmp_path / "run")
+
+
+def refused(main: Callable[[list[str]], None], args: list[str]) -> str:
+    """Run a command that must fail; its one sentence."""
+    with pytest.raises(SystemExit) as stop:
+        main(args)
+    message = str(stop.value.code)
+    assert message.startswith("error: "), message
+    assert "\n" not in message
+    return message
 
 
 class TinyRun:

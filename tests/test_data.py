@@ -66,6 +66,9 @@ def test_a_torchvision_dataset_is_read(tmp_path):
         images = data(tmp_path, name="torch/cifar10", image_size=32)
         assert images.num_classes == 10
         assert len(images.dataset("train")) == 20
+        assert next(iter(images.train_dataloader()))[0].shape == (12, 3, 32, 32)
+        (batch,) = list(images.val_dataloader())
+        assert batch[0].shape == (4, 3, 32, 32)
 
 
 def test_shards_are_streamed(image_folder, tmp_path):

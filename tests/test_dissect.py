@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import dissect
-from tests.conftest import SPLITS, TinyRun
+from tests.conftest import SPLITS, TinyRun, refused
 
 
 @pytest.fixture(scope="session")
@@ -119,7 +119,7 @@ def test_a_broken_image_of_the_data_is_not_explained_as_its_neighbour(run, image
     data = Path(shutil.copytree(image_folder, tmp_path / "images"))
     broken = sorted((data / "test" / "blue").iterdir())[3]
     broken.write_bytes(broken.read_bytes()[:40])
-    message = refused(["explain", f"--run={run}", f"--root={data}", "test:3"])
+    message = refused(dissect.main, ["explain", f"--run={run}", f"--root={data}", "test:3"])
     assert "image test:3 does not decode" in message
 
 
@@ -164,16 +164,6 @@ def test_a_resnet_is_labelled_and_explained_by_its_maps(image_folder, tmp_path, 
 # --- bad input --------------------------------------------------------------------------------
 
 
-def refused(args: list[str]) -> str:
-    """Run a command that must fail; its one sentence."""
-    with pytest.raises(SystemExit) as stop:
-        dissect.main(args)
-    message = str(stop.value.code)
-    assert message.startswith("error: "), message
-    assert "\n" not in message
-    return message
-
-
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -188,7 +178,7 @@ def refused(args: list[str]) -> str:
 )
 def test_a_bad_concept_file_is_refused_and_nothing_written(run, tmp_path, content, sentence):
     (tmp_path / "concepts.csv").write_text(content)
-    message = refused(["label", f"--run={run}", f"--concepts={tmp_path / 'concepts.csv'}"])
+    message = refused(dissect.main, ["label", f"--run={run}", f"--concepts={tmp_path / 'concepts.csv'}"])
     assert re.search(sentence, message), message
     assert not list(run.glob("labels*"))
 
@@ -197,11 +187,13 @@ def test_an_image_that_does_not_decode_is_refused_before_any_page(run, image_fol
     broken = tmp_path / "broken.png"
     broken.write_bytes(image_of(image_folder, "red").read_bytes()[:60])
     good = str(image_of(image_folder, "red"))
-    message = refused(["explain", f"--run={run}", good, str(broken)])
+    message = refused(dissect.main, ["explain", f"--run={run}", good, str(broken)])
     assert "broken.png does not decode" in message
     assert not (run / "explanations").exists()
     (tmp_path / "text.png").write_text("no image")
-    assert "text.png does not decode" in refused(["explain", f"--run={run}", str(tmp_path / "text.png")])
+    assert "text.png does not decode" in refused(
+        dissect.main, ["explain", f"--run={run}", str(tmp_path / "text.png")]
+    )
 
 
 @pytest.mark.parametrize(
@@ -226,28 +218,28 @@ def test_an_image_that_does_not_decode_is_refused_before_any_page(run, image_fol
     ],
 )
 def test_bad_input_is_one_sentence(run, args, sentence):
-    message = refused([args[0], f"--run={run}", *args[1:]])
+    message = refused(dissect.main, [args[0], f"--run={run}", *args[1:]])
     assert re.search(sentence.replace("stages.*", r"stages.\*"), message), message
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):
-    assert "is no run: it has no config.yaml" in refused(["label", f"--run={tmp_path}"])
+    assert "is no run: it has no config.yaml" in refused(dissect.main, ["label", f"--run={tmp_path}"])
 
 
 def test_a_truncated_checkpoint_is_refused(run):
     checkpoint = run / "checkpoints" / "best.ckpt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    assert "best.ckpt is truncated" in refused(["label", f"--run={run}"])
+    assert "best.ckpt is truncated" in refused(dissect.main, ["label", f"--run={run}"])
 
 
 @pytest.mark.parametrize("text", ["", "[]", "data: {nonsense: 1, root: x}", "{"])
 def test_a_damaged_config_is_refused(run, text):
     (run / "config.yaml").write_text(text)
-    assert "config.yaml" in refused(["explain", f"--run={run}", "test:0"])
+    assert "config.yaml" in refused(dissect.main, ["explain", f"--run={run}", "test:0"])
 
 
 def test_labels_of_other_weights_are_refused(run):
     dissect.main(["label", f"--run={run}"])
     shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
-    message = refused(["explain", f"--run={run}", "test:0"])
+    message = refused(dissect.main, ["explain", f"--run={run}", "test:0"])
     assert "was made from other weights" in message

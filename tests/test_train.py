@@ -15,9 +15,10 @@ import yaml
 from lightning.pytorch import Callback
 
 import train
-from models.backbone import read_checkpoint
+from models.backbone import read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.schedule import Schedule
+from tests.conftest import refused
 
 
 class StopAt(Callback):
@@ -119,7 +120,7 @@ def test_test_reports_every_evaluation_from_the_run_folder_alone(tiny):
     (scores,) = logged_by_test(tiny.folder)
     assert {f"test/top1/{name}" for name in ("argmax", "1_sample", "10_samples")} <= scores.keys()
     assert scores["test/active_fraction"] == pytest.approx(1 / 24)
-    again = Classifier.from_run(tiny.folder)
+    again = Classifier.from_checkpoint(run_checkpoint(tiny.folder))
     assert again.hparams["class_names"] == ["blue", "green", "red"]
     assert next(iter(again.modules())).training is False
 
@@ -149,7 +150,9 @@ def test_baselines_are_a_config_value(tiny, activation, competitors, fraction):
 
 def test_schedules_reach_the_competition(tiny):
     tiny.fit(model__tau="{start: 2.0, end: 1.0, epochs: 1}", model__beta=1.5)
-    competition = Classifier.from_run(tiny.folder).backbone.blocks[0].mlp.act.competition
+    competition = (
+        Classifier.from_checkpoint(run_checkpoint(tiny.folder)).backbone.blocks[0].mlp.act.competition
+    )
     # The best epoch may be any; after the first, tau has come down.
     assert competition.beta == 1.5
     assert competition.tau == pytest.approx(
@@ -158,16 +161,6 @@ def test_schedules_reach_the_competition(tiny):
 
 
 # --- bad input --------------------------------------------------------------------------------
-
-
-def refused(capsys, args: list[str]) -> str:
-    """Run a command that must fail; its one sentence."""
-    with pytest.raises(SystemExit) as stop:
-        train.main(args)
-    message = str(stop.value.code)
-    assert message.startswith("error: "), message
-    assert "\n" not in message
-    return message
 
 
 @pytest.mark.parametrize(
@@ -222,24 +215,24 @@ def refused(capsys, args: list[str]) -> str:
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, capsys, option, sentence):
-    message = refused(capsys, tiny.args(**option))
+def test_bad_input_is_one_sentence_and_leaves_nothing(tiny, option, sentence):
+    message = refused(train.main, tiny.args(**option))
     assert re.search(sentence, message), message
     assert not tiny.folder.exists()
 
 
-def test_a_refused_run_starts_once_it_is_corrected(tiny, capsys):
-    refused(capsys, tiny.args(data__batch_size=100))
+def test_a_refused_run_starts_once_it_is_corrected(tiny):
+    refused(train.main, tiny.args(data__batch_size=100))
     tiny.fit(trainer__max_epochs=1)
     assert (tiny.folder / "checkpoints" / "last.ckpt").exists()
 
 
-def test_a_refused_resume_leaves_the_run_as_it_was(tiny, capsys):
+def test_a_refused_resume_leaves_the_run_as_it_was(tiny):
     tiny.fit(trainer__max_epochs=1)
     before = (tiny.folder / "config.yaml").read_text()
     last = tiny.folder / "checkpoints" / "last.ckpt"
     for change in ({"model__competitors": 12}, {"model__optimizer": "sgd"}):
-        assert "use the config of its run" in refused(capsys, tiny.args(ckpt_path=last, **change))
+        assert "use the config of its run" in refused(train.main, tiny.args(ckpt_path=last, **change))
     assert (tiny.folder / "config.yaml").read_text() == before
 
 
@@ -256,12 +249,12 @@ def test_being_terminated_is_no_success(tiny):
     assert "resume from checkpoints/last.ckpt" in said
 
 
-def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny, capsys, tmp_path):
+def test_a_truncated_checkpoint_is_refused_before_anything_is_written(tiny, tmp_path):
     tiny.fit(trainer__max_epochs=1)
     whole = (tiny.folder / "checkpoints" / "last.ckpt").read_bytes()
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(whole[: len(whole) // 2])
-    message = refused(capsys, tiny.args(run=tmp_path / "other", ckpt_path=cut))
+    message = refused(train.main, tiny.args(run=tmp_path / "other", ckpt_path=cut))
     assert "cut.ckpt is truncated or not a plain checkpoint" in message
     assert not (tmp_path / "other").exists()
 
@@ -273,18 +266,18 @@ class Boom:
         return (Path("ran").touch, ())
 
 
-def test_a_checkpoint_cannot_run_code(tiny, capsys, tmp_path, monkeypatch):
+def test_a_checkpoint_cannot_run_code(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": {}, "hyper_parameters": Boom()}, tmp_path / "evil.ckpt")
-    message = refused(capsys, tiny.args(ckpt_path=tmp_path / "evil.ckpt"))
+    message = refused(train.main, tiny.args(ckpt_path=tmp_path / "evil.ckpt"))
     assert "not a plain checkpoint" in message
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_run_is_not_overwritten(tiny, capsys):
+def test_a_run_is_not_overwritten(tiny):
     tiny.fit(trainer__max_epochs=1)
     before = (tiny.folder / "checkpoints" / "last.ckpt").read_bytes()
-    message = refused(capsys, tiny.args())
+    message = refused(train.main, tiny.args())
     assert "already holds a run; resume it with --ckpt_path" in message
     assert (tiny.folder / "checkpoints" / "last.ckpt").read_bytes() == before
 
@@ -297,12 +290,12 @@ def test_a_run_is_not_overwritten(tiny, capsys):
     ],
     ids=["mid-epoch", "last update"],
 )
-def test_nan_stops_the_run_and_keeps_the_checkpoints_before_it(tiny, capsys, batch, sentence):
+def test_nan_stops_the_run_and_keeps_the_checkpoints_before_it(tiny, batch, sentence):
     tiny.fit(trainer__max_epochs=1)
     last = tiny.folder / "checkpoints" / "last.ckpt"
     before = {path.name: path.read_bytes() for path in last.parent.iterdir()}
     poison = ["--trainer.callbacks+=tests.test_train.Poison", f"--trainer.callbacks.batch={batch}"]
-    message = refused(capsys, [*tiny.args(ckpt_path=last, trainer__log_every_n_steps=4), *poison])
+    message = refused(train.main, [*tiny.args(ckpt_path=last, trainer__log_every_n_steps=4), *poison])
     assert sentence in message
     assert {path.name: path.read_bytes() for path in last.parent.iterdir()} == before
 
@@ -319,13 +312,13 @@ class Poison(Callback):
                 pl_module.backbone.head.weight.fill_(torch.nan)
 
 
-def test_a_checkpoint_of_another_network_is_refused(tiny, capsys, tmp_path):
+def test_a_checkpoint_of_another_network_is_refused(tiny, tmp_path):
     tiny.fit(trainer__max_epochs=1)
     last = tiny.folder / "checkpoints" / "last.ckpt"
-    message = refused(capsys, tiny.args(run=tmp_path / "other", ckpt_path=last, model__competitors=8))
+    message = refused(train.main, tiny.args(run=tmp_path / "other", ckpt_path=last, model__competitors=8))
     assert "has model.competitors=24 and the config 8" in message
     torch.save({"a": 1}, tmp_path / "foreign.ckpt")
-    message = refused(capsys, tiny.args(run=tmp_path / "other", ckpt_path=tmp_path / "foreign.ckpt"))
+    message = refused(train.main, tiny.args(run=tmp_path / "other", ckpt_path=tmp_path / "foreign.ckpt"))
     assert "foreign.ckpt is no checkpoint of train.py: it lacks hyper_parameters" in message
     assert not (tmp_path / "other").exists()
 
@@ -360,12 +353,23 @@ class Spoil(Callback):
                     parameter.zero_()
 
 
+def test_a_run_resumes_from_its_own_config_alone(tiny, tmp_path):
+    tiny.fit(run=tmp_path / "whole")
+    stop = ["--trainer.callbacks+=tests.test_train.StopAt", "--trainer.callbacks.epoch=1"]
+    with pytest.raises(Stopped):
+        train.main([*tiny.args(), *stop])
+    config = tiny.folder / "config.yaml"
+    last = tiny.folder / "checkpoints" / "last.ckpt"
+    train.main(["fit", f"--config={config}", f"--ckpt_path={last}", "--trainer.callbacks=null"])
+    assert values(tiny.folder, 2) == values(tmp_path / "whole", 2)
+
+
 def test_an_averaged_run_is_tested_by_its_average(tiny):
     tiny.fit(**VARIANTS["ema"])
     train.main(["test", f"--config={tiny.folder / 'config.yaml'}"])
     (scores,) = logged_by_test(tiny.folder)
     saved = read_checkpoint(tiny.folder / "checkpoints" / "best.ckpt")
-    ours = Classifier.from_run(tiny.folder).state_dict()
+    ours = Classifier.from_checkpoint(run_checkpoint(tiny.folder)).state_dict()
     assert all(torch.equal(ours[key], saved["state_dict"][key]) for key in ours)
     assert any(not torch.equal(ours[key], saved["current_model_state"][key]) for key in ours)
     assert 0 <= scores["test/top1/argmax"] <= 1
@@ -382,6 +386,6 @@ def test_two_processes_see_different_images_and_agree_on_the_metrics(tiny):
         assert epoch[name] == pytest.approx(values(tiny.folder.parent / "one", 1)[name])
 
 
-def test_testing_a_folder_without_a_run_is_refused(tiny, capsys):
+def test_testing_a_folder_without_a_run_is_refused(tiny):
     args = ["test", *tiny.args()[1:]]
-    assert "holds no checkpoint" in refused(capsys, args)
+    assert "holds no checkpoint" in refused(train.main, args)

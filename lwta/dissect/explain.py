@@ -61,8 +61,8 @@ def explain(
         grids: number of patches -> (rows, columns) for token layers; maps carry their own.
         name: of the image, for the reader.
         target: class to explain; None takes the predicted one.
-        top: units of each layer that are listed and silenced; the contributions of the rest remain
-            counted in the fractions.
+        top: units of each layer that are listed and silenced; the rest counts in the layer's fractions and
+            contribution only.
         batch_size: images per pass while silencing.
 
     Raises:

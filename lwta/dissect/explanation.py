@@ -18,7 +18,7 @@ class FiredUnit:
         win_rate: share of the positions read at which it fired.
         contribution: first-order share of the target logit, sum of gradient x activation over positions.
         change: exact change of the target logit when the unit is silenced: its output is zeroed at
-            every position, the competition unchanged. None where it was not among the first ``top``.
+            every position, the competition unchanged. None before it was measured.
         sign_differs: its value has the other sign than the exemplars its label describes.
         map: its value at each patch or pixel, rows of the grid, 0 where it did not fire; None where
             the layer has no grid.

@@ -37,8 +37,8 @@ def soft_wpmi(
     k_max = len(images)
     # 1 - p: .002 growing to .03 over the full list, stretched to a shorter one. Kept as it is rather
     # than taken from 1, where float32 would lose the digits that a small S has.
-    absent = 0.002 + 0.028 * torch.arange(k_max)[:, None] / lengths.clamp_min(1) + 1e-7
-    present = 0.998 - 0.028 * torch.arange(k_max)[:, None] / lengths.clamp_min(1)
+    ranks = torch.arange(k_max)[:, None] / lengths.clamp_min(1)
+    absent, present = 0.002 + 0.028 * ranks + 1e-7, 0.998 - 0.028 * ranks
     log_norm = (scale * presence).logsumexp(1, keepdim=True)
     scores = []
     for part in presence.split(chunk, dim=1):
