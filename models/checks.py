@@ -42,7 +42,7 @@ def check_model(h: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None
 
 
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
-_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+_PREFIXES = ("shapes", "torch", "hfds", "hfids", "tfds", "wds")
 _LEAST = {
     "batch_size": 1,
     "image_size": 1,
@@ -74,5 +74,7 @@ def check_data(config: Mapping[str, Any]) -> None:
             f"data.name {config['name']!r} is not known; it is empty for folders and tar files, "
             f"or begins with one of {', '.join(_PREFIXES)}"
         )
+    if not (config["root"] or config["name"] == "shapes"):
+        raise InputError("set data.root to your data folder, or data.name to shapes, which needs none")
     if not all(config[name] for name in ("train_split", "val_split", "test_split")):
         raise InputError("data.train_split, val_split and test_split must not be empty")

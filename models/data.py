@@ -18,6 +18,7 @@ from lwta.errors import InputError
 from models.augment import Augmented, EpochSampler
 from models.checks import check_data
 from models.images import IndexedImages
+from models.shapes import Shapes
 
 Transform = Callable[[Image.Image], Tensor]
 _SYNONYMS = (("train", "training"), ("validation", "val", "valid"))
@@ -28,12 +29,14 @@ class ImageData(LightningDataModule):
 
     Args:
         root: the data folder. For ``name: hfds`` a folder of parquet files; for
-            ``hfds/OWNER/NAME`` the cache folder of the hub download.
+            ``hfds/OWNER/NAME`` the cache folder of the hub download; ``shapes`` needs none.
         name: as timm names datasets: empty for ImageFolder and tar, ``torch/cifar10``, ``hfds``,
-            ``hfds/OWNER/NAME``, ``wds/...``.
-        train_split, val_split, test_split: split names; ``hfds`` takes slices such as ``train[:20000]``,
-            a folder of tar files the file's name, ``wds`` shards and count (``train-{000..099}.tar|100000``).
-        dataset_args: further arguments of ``timm.data.create_dataset`` (``input_key``, ``target_key``, ...).
+            ``hfds/OWNER/NAME``, ``wds/...``; or ``shapes``, the embedded world of :mod:`models.shapes`.
+        train_split, val_split, test_split: split names; ``hfds`` and ``shapes`` take slices such as
+            ``train[:20000]``, a folder of tar files the file's name, ``wds`` shards and count
+            (``train-{000..099}.tar|100000``).
+        dataset_args: further arguments of ``timm.data.create_dataset`` (``input_key``, ``target_key``, ...) or
+            of :class:`models.shapes.Shapes` (``task``, ``seed``, ``size``).
         num_classes: None reads the number from the data; streamed data does not know it.
         image_size: side of the square input, in pixels.
         mean, std: per-channel normalisation of values in [0, 1].
@@ -50,7 +53,7 @@ class ImageData(LightningDataModule):
 
     def __init__(
         self,
-        root: str,
+        root: str = "",
         name: str = "",
         train_split: str = "train",
         val_split: str = "validation",
@@ -111,6 +114,8 @@ class ImageData(LightningDataModule):
             # timm's root is a cache folder; inside the data folder its files would be read as data
             # at the next load, so the library's own cache is used.
             name, root = f"hfds/{_existing(root)}", str(datasets.config.HF_DATASETS_CACHE)
+        elif name == "shapes":
+            return self._shapes(split, transform)
         elif not name:
             root = str(_split_folder(_existing(root), split))
         elif name.startswith("wds"):
@@ -123,6 +128,14 @@ class ImageData(LightningDataModule):
                 raise InputError(f"{root} holds the class {strangers[0]!r}, which the training images do not")
             data = self._create(name, root, split, False, class_map=classes)
         data.transform = transform  # type: ignore[attr-defined]
+        return data
+
+    def _shapes(self, split: str, transform: Any) -> Dataset:
+        try:
+            data = Shapes(split, **{"size": self.config["image_size"]} | (self.config["dataset_args"] or {}))
+        except TypeError as error:
+            raise InputError(f"data.dataset_args do not fit shapes ({error})") from error
+        data.transform = transform
         return data
 
     def _create(self, name: str, root: str, split: str, is_training: bool, **options: Any) -> Dataset:
