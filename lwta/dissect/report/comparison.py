@@ -169,8 +169,8 @@ def _paired_tests(comparison: pd.DataFrame) -> list[str]:
     first, *others = comparison.to_dict("records")
     return [
         f"{row['run']} against {first['run']}: {row['difference']:+.2f} points "
-        f"(standard error {row['difference_error']:.2f}); alone right on {row['right_alone']:,} images, "
-        f"alone wrong on {row['wrong_alone']:,}; exact McNemar p = {row['p_value']:.3g}"
+        f"(standard error {row['difference_error']:.2f}), alone right on {row['right_alone']:,} images, "
+        f"alone wrong on {row['wrong_alone']:,}, McNemar p = {row['p_value']:.3g}"
         for row in others
     ]
 

@@ -54,7 +54,7 @@ def _draw_runs(axes: Any, rows: list[dict[str, Any]]) -> None:
             label=row["run"],
             transform=axes.transData + ScaledTranslation(aside, 0, axes.figure.dpi_scale_trans),
         )
-    drawn = [x for x in active if x > 0]
+    drawn = [x for x in active if x > 0] or [100.0]
     axes.set_xlim(min(drawn) / 2, max(drawn) * 1.8)
     # By hand: points set aside by a transform do not count when the axes choose their range.
     low, high = (
