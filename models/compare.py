@@ -119,7 +119,9 @@ def _check_comparable(runs: list[Run], images: list[IndexedImages]) -> None:
 def judge(
     run: Run, images: IndexedImages, batch_size: int, num_workers: int = 0, first: Judged | None = None
 ) -> Judged:
-    """Judge a run on every image of :func:`split_images`; samples are seeded as ``train.py test`` seeds them.
+    """Judge a run on every image of :func:`split_images`.
+
+    Samples are seeded as ``train.py test`` seeds them, and are the same at the same batch size.
 
     Args:
         first: a run already judged, whose images these must be.
