@@ -1,4 +1,4 @@
-"""Label the units of a trained run and explain single inputs: ``dissect.py {label,explain} --help``."""
+"""Label the units of runs, explain inputs, compare runs: ``dissect.py {label,explain,compare} --help``."""
 
 import hashlib
 import logging
@@ -19,9 +19,18 @@ from lwta.dissect.explain import explain
 from lwta.dissect.labelers.clip import label_layer
 from lwta.dissect.labels import labels_for, read_labels, write_labels
 from lwta.dissect.report import render_input
+from lwta.dissect.report.comparison import (
+    comparison_frame,
+    comparison_text,
+    label_quality,
+    output_folder,
+    write_comparison,
+)
 from lwta.errors import InputError
+from models.compare import describe, judge_all, run_names, split_images
 from models.images import IndexedImages, image_name
 from models.run import Run, class_names, head_readout, load_run, open_image, patch_grid
+from models.speed import images_per_second
 
 
 def label(
@@ -158,6 +167,45 @@ def explain_images(
         print(dumps([explanation.to_dict() for explanation in found], indent=1))
 
 
+def compare(
+    runs: list[str],
+    split: str = "test",
+    root: str | None = None,
+    batch_size: int = 128,
+    num_workers: int = 0,
+    out: str | None = None,
+) -> None:
+    """Compare labelled runs on the same images: accuracy, active units, speed, labels.
+
+    Prints a table and writes comparison.csv and comparison.png.
+
+    Args:
+        runs: folders made by train.py fit and labelled by dissect.py label; the others are tested
+            against the first.
+        split: of the runs' data: train, validate, test, or any split by its name.
+        root: data folder of all runs, where it has moved since training.
+        batch_size: images per pass, also when speed is measured.
+        num_workers: loader processes.
+        out: folder to write into; "comparison" beside the first run where not given.
+    """
+    if batch_size < 1 or num_workers < 0:
+        raise InputError("batch_size is at least 1 and num_workers at least 0")
+    names, folder = run_names(runs), output_folder(out, runs[0])
+    opened = [load_run(run, root) for run in runs]
+    labels = [label_quality(run.folder, run.weights) for run in opened]
+    images = [split_images(run, split) for run in opened]
+    judged = judge_all(opened, images, batch_size, num_workers)
+    _say_broken(images[0], judged[0].targets)
+    speeds = images_per_second(opened, images, batch_size)
+    comparison = comparison_frame(
+        {"run": name, "split": split} | describe(run, seen, judged[0]) | speed | quality
+        for name, run, seen, speed, (quality, _) in zip(names, opened, judged, speeds, labels, strict=True)
+    )
+    paths = write_comparison(folder, comparison)
+    print(comparison_text(comparison, [identity for _, identity in labels]))
+    print(f"wrote {paths[0]} and {paths[1].name}")
+
+
 def _readout(run: Run, kind: str | None) -> Readout:
     default, prefix = head_readout(run.model.backbone)
     if kind == "cls" and default != "cls":
@@ -196,10 +244,15 @@ def _parser() -> ArgumentParser:
     explains.add_argument("images", nargs="+", help="image files, or SPLIT:INDEX of the run's data")
     explains.add_argument("--json", action="store_true", help="print JSON instead of tables")
     explains.add_function_arguments(explain_images, skip={"images", "json"})
+    compares = ArgumentParser(description="Compare labelled runs on the same images.")
+    compares.add_argument("--config", action="config", help="YAML file with any of the options below")
+    compares.add_argument("runs", nargs="+", help="run folders; the others are tested against the first")
+    compares.add_function_arguments(compare, skip={"runs"})
     parser = ArgumentParser(description=__doc__)
     commands = parser.add_subcommands()
     commands.add_subcommand("label", labels, help="words for every unit")
     commands.add_subcommand("explain", explains, help="evidence for single images")
+    commands.add_subcommand("compare", compares, help="runs side by side")
     return parser
 
 
@@ -210,7 +263,7 @@ def main(args: list[str] | None = None) -> None:
     options = config[config.subcommand].as_dict()
     options.pop("config")
     try:
-        {"label": label, "explain": explain_images}[config.subcommand](**options)
+        {"label": label, "explain": explain_images, "compare": compare}[config.subcommand](**options)
     except InputError as error:
         sys.exit(f"error: {error}")
     except PermissionError as error:

@@ -29,6 +29,16 @@ def active_fraction(fired: Bool[Tensor, "..."]) -> Float[Tensor, ""]:
     return fired.float().mean()
 
 
+def ever_fired(fired: Bool[Tensor, "N ..."], dim: int) -> Bool[Tensor, "N D"]:
+    """Which units, along ``dim``, fire at any position of each image; images lie along axis 0.
+
+    >>> ever_fired(torch.tensor([[[True, False], [True, False]], [[True, False], [False, True]]]), dim=-1)
+    tensor([[ True, False],
+            [ True,  True]])
+    """
+    return fired.movedim(dim, -1).reshape(len(fired), -1, fired.shape[dim]).any(1)
+
+
 def dead_units(counts: Int[Tensor, " D"]) -> Int[Tensor, ""]:
     """Number of units that fired nowhere; ``counts`` is how often each fired.
 

@@ -1,0 +1,187 @@
+"""The comparison of runs: a table, what it says in sentences, a CSV file and a plot.
+
+A comparison is a DataFrame with a row for each run, the first being the one that the others are tested
+against.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from lwta.dissect.labels import labels_for
+from lwta.dissect.report.pareto import draw_pareto
+from lwta.errors import InputError
+
+_WIDTH = 110  # characters of a printed table
+
+Row = dict[str, Any]
+
+
+def _percent(row: Row, column: str) -> str:
+    return "unknown" if math.isnan(row[column]) else f"{100 * row[column]:.2f} %"
+
+
+def _top1(row: Row, evaluation: str) -> str:
+    value, low, high = (100 * row[f"top1_{evaluation}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:.2f} % [{low:.2f}, {high:.2f}]"
+
+
+def _competitors(row: Row) -> str:
+    count = "none" if pd.isna(row["competitors"]) else f"{row['competitors']:.0f}"
+    return count if row["activation"] == "LWTA" else f"{count} ({row['activation']})"
+
+
+def _label_score(row: Row) -> str:
+    return "none labelled" if math.isnan(row["label_score"]) else f"{row['label_score']:.3f}"
+
+
+#: What each line of the table shows of a run.
+_LINES: dict[str, Callable[[Row], str]] = {
+    "backbone": lambda r: r["backbone"],
+    "competitors": _competitors,
+    "parameters": lambda r: f"{r['parameters']:,}",
+    "top-1, argmax": lambda r: _top1(r, "argmax"),
+    "top-1, 1 sample": lambda r: _top1(r, "1_sample"),
+    "top-1, 10 samples": lambda r: _top1(r, "10_samples"),
+    "activation sites, competing of all": lambda r: f"{r['sites_competing']} of {r['sites_all']}",
+    "fire at a position, competing sites": lambda r: _percent(r, "position_competing"),
+    "fire at a position, all sites": lambda r: _percent(r, "position_all"),
+    "fire anywhere in an image, competing": lambda r: _percent(r, "ever_competing"),
+    "fire anywhere in an image, all sites": lambda r: _percent(r, "ever_all"),
+    "participation ratio, competing": lambda r: _percent(r, "participation_ratio"),
+    "dead units, competing": lambda r: f"{r['dead_units']:,} of {r['units']:,}",
+    "images per second": lambda r: f"{r['images_per_second']:,.0f} on {r['device']}",
+    "label score": _label_score,
+    "units labelled": lambda r: f"{r['labelled_units']:,} of {r['label_units']:,}",
+    "true labels": lambda r: "" if math.isnan(r["true_share"]) else _percent(r, "true_share"),
+}
+
+
+def output_folder(out: str | None, first_run: str) -> Path:
+    """Where a comparison goes: ``out``, else the folder ``comparison`` beside the first run."""
+    folder = Path(out) if out else Path(first_run).resolve().parent / "comparison"
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder with --out")
+    return folder
+
+
+def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
+    """Of a run's labels: columns of the comparison, and what they were made from.
+
+    The columns are ``label_score``, the mean over the ``labelled_units`` of all ``label_units``, and
+    ``true_share``, the share of true labels where the run's evaluation.json tells it, else None.
+
+    Raises:
+        InputError: where the run has no labels, or labels of other weights than ``weights``, a hash.
+    """
+    told = labels_for(folder, weights)
+    if told is None:
+        raise InputError(f"{folder} has no labels to compare; make them with dissect.py label --run {folder}")
+    labels, identity = told
+    scores = labels.dropna(subset=["text"])["score"].tolist()
+    row = {
+        "label_score": fmean(scores) if scores else math.nan,
+        "labelled_units": len(scores),
+        "label_units": len(labels),
+        "true_share": _true_share(folder, weights),
+    }
+    return row, identity
+
+
+def _true_share(folder: Path, weights: str) -> float | None:
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return float(found["true_share"]) if found["weights"] == weights else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read; remove it, or evaluate the run anew") from error
+
+
+def comparison_frame(rows: Iterable[Row]) -> pd.DataFrame:
+    """A comparison from the rows of its runs; ``true_share`` only where some run has it."""
+    comparison = pd.DataFrame(list(rows)).astype({"competitors": "Int64", "true_share": "float64"})
+    return comparison.drop(columns=["true_share"] if comparison["true_share"].isna().to_numpy().all() else [])
+
+
+def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> str:
+    """The table, what must be said beside it, and the paired tests.
+
+    Args:
+        identities: what each run's labels were made from, as kept beside them.
+    """
+    said = [*_uncounted(comparison), *_labels_differ(identities), *_paired_tests(comparison)]
+    return "\n".join([_table(comparison), *([""] if said else []), *said])
+
+
+def _table(comparison: pd.DataFrame) -> str:
+    """A column for each run, in blocks of columns where they are too wide for one."""
+    lines = _LINES if "true_share" in comparison else {k: v for k, v in _LINES.items() if k != "true labels"}
+    rows = comparison.to_dict("records")
+    columns = [[row["run"], *(show(row) for show in lines.values())] for row in rows]
+    titles = ["", *lines]
+    blocks, used = [[titles]], max(map(len, titles))
+    for column in columns:
+        width = 2 + max(map(len, column))
+        if used + width > _WIDTH and len(blocks[-1]) > 1:
+            blocks.append([titles])
+            used = max(map(len, titles))
+        blocks[-1].append(column)
+        used += width
+    return "\n\n".join("\n".join(_aligned(block)) for block in blocks)
+
+
+def _aligned(columns: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(
+            [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        )
+        for cells in zip(*columns, strict=True)
+    ]
+
+
+def _uncounted(comparison: pd.DataFrame) -> list[str]:
+    return [
+        f"{row['run']}: {row['sites_uncounted']} of {row['sites_all']} sites count at a position only; "
+        "their axis of units or of images is not known"
+        for row in comparison.to_dict("records")
+        if row["sites_uncounted"]
+    ]
+
+
+def _labels_differ(identities: list[dict[str, Any]]) -> list[str]:
+    keys = sorted({key for identity in identities for key in identity} - {"weights"})
+    told = {key: list(dict.fromkeys(str(identity.get(key)) for identity in identities)) for key in keys}
+    differing = [f"{key} ({' / '.join(values)})" for key, values in told.items() if len(values) > 1]
+    if not differing:
+        return []
+    return [f"label scores do not compare: the labels were made from different {', '.join(differing)}"]
+
+
+def _paired_tests(comparison: pd.DataFrame) -> list[str]:
+    first, *others = comparison.to_dict("records")
+    return [
+        f"{row['run']} against {first['run']}: {row['difference']:+.2f} points "
+        f"(standard error {row['difference_error']:.2f}), alone right on {row['right_alone']:,} images, "
+        f"alone wrong on {row['wrong_alone']:,}, McNemar p = {row['p_value']:.3g}"
+        for row in others
+    ]
+
+
+def write_comparison(folder: Path, comparison: pd.DataFrame) -> list[Path]:
+    """Write ``comparison.csv`` and ``comparison.png`` into a folder, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / "comparison.csv", folder / "comparison.png"]
+    parts = [path.with_suffix(path.suffix + ".part") for path in paths]
+    comparison.to_csv(parts[0], index=False)
+    draw_pareto(comparison.to_dict("records"), parts[1])
+    for part, path in zip(parts, paths, strict=True):
+        part.replace(path)
+    return paths
