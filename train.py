@@ -75,7 +75,10 @@ class RunCLI(LightningCLI):
             ]
         if config.trainer.enable_checkpointing is not False:
             self.trainer_defaults = {"callbacks": checkpoints(config.run)}
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, ImportError) as error:  # an accelerator that is no name, or not installed
+            raise InputError(f"the trainer cannot be set up ({str(error).splitlines()[0]})") from error
 
 
 class SaveConfig(SaveConfigCallback):

@@ -35,8 +35,8 @@ class ImageData(LightningDataModule):
         train_split, val_split, test_split: split names; ``hfds`` and ``shapes`` take slices such as
             ``train[:20000]``, a folder of tar files the file's name, ``wds`` shards and count
             (``train-{000..099}.tar|100000``).
-        dataset_args: further arguments of ``timm.data.create_dataset`` (``input_key``, ``target_key``, ...) or
-            of :class:`models.shapes.Shapes` (``task``, ``seed``, ``size``).
+        dataset_args: further arguments of ``timm.data.create_dataset`` (``input_key``, ``target_key``, ...)
+            or of :class:`models.shapes.Shapes` (``task``, ``seed``, ``size``).
         num_classes: None reads the number from the data; streamed data does not know it.
         image_size: side of the square input, in pixels.
         mean, std: per-channel normalisation of values in [0, 1].
@@ -225,7 +225,11 @@ class ImageData(LightningDataModule):
         if self.trainer:
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
-        return self._loader(Augmented(data, self.seed), sampler=sampler, drop_last=True)
+        # Workers that stay keep what they have cached, and start once.
+        stay = self.num_workers > 0
+        return self._loader(
+            Augmented(data, self.seed), sampler=sampler, drop_last=True, persistent_workers=stay
+        )
 
     def val_dataloader(self) -> DataLoader:
         return self._evaluation("validate")

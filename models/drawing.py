@@ -1,7 +1,6 @@
 """Drawing of the embedded world: outlines, textures, light. Everything is relative to the image's side."""
 
 import math
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 _OVERSAMPLE = 4  # outlines are drawn this much larger and averaged down, for smooth edges
-_PERIOD = 0.085  # of a texture, as a share of the side
+_PERIOD = 0.1  # of a texture, as a share of the side
 
 COLOURS = {
     "red": (214, 40, 40),
@@ -38,10 +37,14 @@ def _grid(side: int) -> tuple[np.ndarray, np.ndarray]:
     return (x + 0.5) / side, (y + 0.5) / side
 
 
-def _polar(radius, turns: int = 48) -> np.ndarray:
-    angle = np.linspace(0, 2 * np.pi, turns, endpoint=False)
-    r = radius(angle) if callable(radius) else radius
-    return np.stack([r * np.sin(angle), -r * np.cos(angle)], 1)
+def _angles(count: int) -> np.ndarray:
+    return np.linspace(0, 2 * np.pi, count, endpoint=False)
+
+
+def _polar(radius: float | np.ndarray, turns: int = 48) -> np.ndarray:
+    """Points at ``turns`` even angles from the top, clockwise."""
+    angle = _angles(turns)
+    return np.stack([radius * np.sin(angle), -radius * np.cos(angle)], 1)
 
 
 def _spikes(points: int, inner: float) -> np.ndarray:
@@ -49,15 +52,10 @@ def _spikes(points: int, inner: float) -> np.ndarray:
 
 
 def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    t = _angles(48)
     x = 16 * np.sin(t) ** 3
     y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
     return np.stack([x, -y], 1) / 17
-
-
-def _drop() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    return np.stack([0.72 * np.sin(t) * np.sin(t / 2) ** 1.5 * 1.25, -np.cos(t)], 1)
 
 
 _P = 0.34  # half the width of a cross's beam
@@ -69,23 +67,23 @@ OUTLINES: dict[str, list[np.ndarray]] = {
     "star": [_spikes(5, 0.42)],
     "cross": [
         np.array(
-            [(-_P, -1), (_P, -1), (_P, -_P), (1, -_P), (1, _P), (_P, _P)]
-            + [(_P, 1), (-_P, 1), (-_P, _P), (-1, _P), (-1, -_P), (-_P, -_P)]
+            [
+                *((-_P, -1), (_P, -1), (_P, -_P), (1, -_P), (1, _P), (_P, _P)),
+                *((_P, 1), (-_P, 1), (-_P, _P), (-1, _P), (-1, -_P), (-_P, -_P)),
+            ]
         )
     ],
     "heart": [_heart()],
     "ring": [_polar(0.95), _polar(0.48)],
-    "moon": [_polar(0.95), _polar(0.82) + (0.5, -0.12)],
+    "moon": [_polar(0.95), _polar(0.82) + np.array((0.5, -0.12))],
     "arrow": [
         np.array(
             [(0, -1), (0.85, -0.05), (0.32, -0.05), (0.32, 1), (-0.32, 1), (-0.32, -0.05), (-0.85, -0.05)]
         )
     ],
-    "drop": [_drop()],
     "hourglass": [
         np.array([(-0.85, -0.95), (0.85, -0.95), (0.14, 0), (0.85, 0.95), (-0.85, 0.95), (-0.14, 0)])
     ],
-    "flower": [_polar(lambda angle: 0.72 + 0.28 * np.cos(6 * angle), 72), _polar(0.2)],
 }
 
 
@@ -106,13 +104,13 @@ class Patch(NamedTuple):
         return image[top:bottom, left:right]
 
 
-def outline(shape: str, side: int, centre: Sequence[float], radius: float, turn: float) -> Patch:
+def outline(shape: str, side: int, centre: np.ndarray, radius: float, turn: float) -> Patch:
     """Where a shape lies.
 
     Args:
         shape: a key of :data:`OUTLINES`.
         side: of the image, in pixels.
-        centre, radius: in shares of the side.
+        centre, radius: (x, y) and a length, in shares of the side.
         turn: in radians, clockwise.
     """
     reach = 1.1 * radius
@@ -138,7 +136,7 @@ def texture(kind: str, x: np.ndarray, y: np.ndarray, rng: np.random.Generator) -
     if kind == "plain":
         return 0.0
     if kind == "speckled":
-        return (rng.random(x.shape, dtype=np.float32) < 0.42).astype(np.float32)
+        return (rng.random(x.shape, dtype=np.float32) < 0.33).astype(np.float32)
     turn = rng.uniform(0, np.pi) if kind == "striped" else rng.uniform(-0.25, 0.25)
     scale = 2 * np.pi / (_PERIOD * rng.uniform(0.92, 1.12) * (1.0 if kind == "striped" else 1.3))
     u = (scale * (x * np.cos(turn) + y * np.sin(turn)) + rng.uniform(0, 2 * np.pi)).astype(np.float32)
@@ -179,7 +177,7 @@ def put(canvas: np.ndarray, patch: Patch, colour: str, kind: str, rng: np.random
     """Paint a shape onto ``canvas`` (side, side, 3), in place, lit from the upper left."""
     x, y = (patch.of(axis) for axis in _grid(len(canvas)))
     ink = (np.array(COLOURS[colour]) + rng.normal(0, 6, 3)).astype(np.float32) / 255
-    lit = 1.06 - 0.2 * (x + y - 1) - 0.62 * texture(kind, x, y, rng)
+    lit = 1.06 - 0.2 * (x + y - 1) - 0.5 * texture(kind, x, y, rng)
     below = patch.of(canvas)
     below += patch.cover[..., None] * (lit[..., None] * ink - below)
 

@@ -41,10 +41,10 @@ class IndexedImages(Dataset):
 
     Args:
         data: map-style images; streamed ones have no index.
-        transform: PIL image to tensor.
+        transform: PIL image to a tensor, or to a tuple of them.
     """
 
-    def __init__(self, data: Dataset, transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(self, data: Dataset, transform: Callable[[Image.Image], Any]) -> None:
         if isinstance(data, IterableDataset):
             raise InputError(
                 "streamed data has no image numbers to dissect by; give a folder, tar or parquet files"

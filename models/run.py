@@ -21,7 +21,7 @@ class Run(NamedTuple):
 
     Attributes:
         folder: where the run lies.
-        model: the network, in evaluation mode, from its best checkpoint; on the GPU where there is one.
+        model: the network, in evaluation mode, from its best checkpoint.
         data: its data, with its transforms; nothing is read from disk before it is asked for.
         weights: hash of the checkpoint file.
     """
@@ -32,16 +32,18 @@ class Run(NamedTuple):
     weights: str
 
 
-def load_run(folder: str | Path, root: str | None = None) -> Run:
+def load_run(folder: str | Path, root: str | None = None, device: str = "auto") -> Run:
     """Open a run folder.
 
     Args:
         folder: made by ``train.py fit --run``.
         root: data folder, where the data has moved since training.
+        device: where to put the network; ``auto`` takes the GPU where there is one.
 
     Raises:
-        InputError: where the folder holds no run, or its checkpoint cannot be read.
+        InputError: where the folder holds no run, its checkpoint cannot be read, or there is no such device.
     """
+    place = find_device(device)
     folder = Path(folder)
     config = folder / "config.yaml"
     if not config.is_file():
@@ -55,7 +57,7 @@ def load_run(folder: str | Path, root: str | None = None) -> Run:
     if root is not None:
         fields["root"] = root
     checkpoint = run_checkpoint(folder)
-    model = Classifier.from_checkpoint(checkpoint).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = Classifier.from_checkpoint(checkpoint).to(place)
     try:
         data = ImageData(**fields)
     except TypeError as error:
@@ -63,6 +65,24 @@ def load_run(folder: str | Path, root: str | None = None) -> Run:
             f"{config} does not describe the data ({error}); bring it back as written"
         ) from error
     return Run(folder, model, data, hashlib.sha256(checkpoint.read_bytes()).hexdigest()[:16])
+
+
+def find_device(name: str) -> torch.device:
+    """A device by PyTorch's name, ``auto`` for the GPU where there is one.
+
+    Raises:
+        InputError: where it is no device, or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()  # as a device that holds no values cannot
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"the device {name!r} is not there ({str(error).splitlines()[0][:100]}); use --device cpu or auto"
+        ) from None
+    return device
 
 
 def class_names(run: Run) -> list[str]:

@@ -1,12 +1,13 @@
 """The embedded world: small images rendered from independent factors, so every concept in them is known.
 
-One textured shape lies on a wall, alone or among small plain ones. Twelve pairs of shape and colour,
-one for each shape, occur in the test split alone: what a network makes of them it cannot have
-memorised.
+One textured shape lies on a wall, alone or among small plain ones. Fifty of the 400 combinations of shape,
+colour and texture occur in the test split alone, and nothing else occurs there: what a network makes of
+them it cannot have memorised. Every pair of values is seen in training.
 """
 
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,12 @@ from torch.utils.data import Dataset
 from lwta.errors import InputError
 from models.drawing import BACKGROUNDS, COLOURS, OUTLINES, background, outline, photograph, put, shade
 
-_RADIUS = {"small": 0.19, "medium": 0.26, "large": 0.35}  # in shares of the image's side
+_RADIUS = {"small": 0.22, "medium": 0.285, "large": 0.36}  # in shares of the image's side
 _CENTRE = {
-    "on the left": (0.3, 0.5),
-    "on the right": (0.7, 0.5),
-    "at the top": (0.5, 0.3),
-    "at the bottom": (0.5, 0.7),
+    "on the left": (0.33, 0.5),
+    "on the right": (0.67, 0.5),
+    "at the top": (0.5, 0.33),
+    "at the bottom": (0.5, 0.67),
     "in the centre": (0.5, 0.5),
 }
 _DISTRACTORS = {"alone": 0, "accompanied": 2, "crowded": 5}
@@ -36,13 +37,16 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "size": tuple(_RADIUS),
     "place": tuple(_CENTRE),
     "background": tuple(f"{colour} background" for colour in BACKGROUNDS),
-    "scene": ("smooth background", "wavy background", "tiled background", "cloudy background"),
+    "scene": ("smooth", "wavy", "tiled", "cloudy"),
     "company": tuple(_DISTRACTORS),
 }
 CONCEPTS: list[str] = [value for values in FACTORS.values() for value in values]
 TASKS = ("shape", "pairs")
 IMAGES = {"train": 20_000, "validation": 2_000, "test": 2_000}  # of a split named without a slice
 
+HELD_OUT = "validation[10000:12000]"  # seen combinations, beyond what a validation split is likely to hold
+
+_MOST = 10_000_000  # images of a split
 _KEPT_BYTES = 2**28  # rendered images kept in memory by each dataset
 
 
@@ -50,10 +54,10 @@ class Shapes(Dataset):
     """Images of one split, rendered when first asked for; image i is the same in every process.
 
     Args:
-        split: ``train``, ``validation`` (the same combinations, other images) or ``test`` (held-out pairs
-            of shape and colour only); a slice such as ``train[:5000]`` takes as many as it names.
+        split: ``train``, ``validation`` (the same combinations, other images) or ``test`` (held-out
+            combinations only); a slice such as ``train[:5000]`` takes as many as it names.
         size: side of the images in pixels.
-        task: ``shape``: the class is the shape. ``pairs``, the harder one: shape and background colour
+        task: ``shape``: the class is the shape. ``pairs``, the harder one: shape and texture
             decide it together, and neither alone tells anything.
         seed: of the world; another seed is another world of images.
 
@@ -67,6 +71,9 @@ class Shapes(Dataset):
     def __init__(self, split: str = "train", size: int = 48, task: str = "shape", seed: int = 0) -> None:
         if task not in TASKS:
             raise InputError(f"the task of shapes is one of {', '.join(TASKS)}, not {task!r}")
+        for what, value, least in (("size", size, 1), ("seed", seed, 0)):
+            if not (isinstance(value, int) and value >= least):
+                raise InputError(f"the {what} of shapes is a whole number of at least {least}, not {value!r}")
         if size < 16:
             raise InputError(f"shapes cannot be told apart below 16 pixels; {size} are too few")
         name, indices = _parse(split)
@@ -76,7 +83,7 @@ class Shapes(Dataset):
             _draw_factors(self._key, indices.stop, name == "test")[indices.start :]
         )
         self.concepts = CONCEPTS
-        self.classes = list(OUTLINES) if task == "shape" else [f"family {k + 1}" for k in range(6)]
+        self.classes = list(OUTLINES) if task == "shape" else [f"family {k + 1}" for k in range(5)]
         self.transform: Callable[[Image.Image], Any] | None = None
         self._kept: dict[int, Image.Image] = {}
 
@@ -95,8 +102,8 @@ class Shapes(Dataset):
 
     def target(self, index: int) -> int:
         """Class of an image."""
-        shape, wall = self.factors[index, 0], self.factors[index, 5]
-        return int(shape if self.task == "shape" else (shape + wall) % 6)
+        shape, _, texture, *_ = self.factors[index].tolist()
+        return shape if self.task == "shape" else (shape + texture) % 5
 
     def values(self, index: int) -> dict[str, str]:
         """Factor -> its value in an image."""
@@ -106,10 +113,9 @@ class Shapes(Dataset):
     def caption(self, index: int) -> str:
         """One sentence that tells every factor of an image."""
         v = self.values(index)
-        scene = v["scene"].removesuffix(" background")
         return (
             f"a {v['size']} {v['colour']} {v['texture']} {v['shape']} {v['place']}, {v['company']}, "
-            f"on a {scene} {v['background']}"
+            f"on a {v['scene']} {v['background']}"
         )
 
     def presence(self) -> Tensor:
@@ -119,10 +125,15 @@ class Shapes(Dataset):
         ]
         return torch.cat(columns, 1).float()
 
+    def shares(self, other: "Shapes") -> bool:
+        """Whether some image is in both."""
+        mine, theirs = self._indices, other._indices
+        return self._key == other._key and max(mine.start, theirs.start) < min(mine.stop, theirs.stop)
+
     def _render(self, index: int) -> Image.Image:
         rng = np.random.default_rng([*self._key, 1, self._indices[index]])
         v, size = self.values(index), self.size
-        canvas = background(*(v[k].removesuffix(" background") for k in ("background", "scene")), size, rng)
+        canvas = background(v["background"].removesuffix(" background"), v["scene"], size, rng)
         radius = _RADIUS[v["size"]] * rng.uniform(0.94, 1.06)
         centre = np.array(_CENTRE[v["place"]]) + rng.uniform(-0.03, 0.03, 2)
         for _ in range(_DISTRACTORS[v["company"]]):
@@ -142,20 +153,24 @@ def _parse(split: str) -> tuple[str, range]:
             f"shapes has no split {split!r}; it has {', '.join(IMAGES)}, or a slice such as train[:5000]"
         )
     images = range(int(match[2] or 0), int(match[3] or IMAGES[match[1]]))
-    if not images:
-        raise InputError(f"the split {split!r} holds no image")
+    if not 0 < images.stop - images.start <= images.stop <= _MOST:
+        raise InputError(f"the split {split!r} holds no image, or more than the world's {_MOST:,}")
     return match[1], images
+
+
+@cache
+def _combinations(held_out: bool) -> np.ndarray:
+    """Shape, colour and texture (n, 3) of the combinations in the test split, or of all others."""
+    every = np.indices([len(FACTORS[name]) for name in ("shape", "colour", "texture")]).reshape(3, -1).T
+    return every[(every.sum(1) % len(COLOURS) == 0) == held_out]
 
 
 def _draw_factors(key: tuple[int, int], count: int, held_out: bool) -> np.ndarray:
     """Row i does not depend on ``count``."""
-    numbers = [len(values) for values in FACTORS.values()]
-    draws = np.random.default_rng([*key, 0]).random((count, len(numbers)))
-    rows = (draws * numbers).astype(np.int64)
-    colours = numbers[1]
-    withheld = (5 * rows[:, 0] + 3) % colours
-    others = withheld + 1 + (draws[:, 1] * (colours - 1)).astype(np.int64)
-    rows[:, 1] = withheld if held_out else others % colours
+    draws = np.random.default_rng([*key, 0]).random((count, len(FACTORS)))
+    rows = (draws * [len(values) for values in FACTORS.values()]).astype(np.int64)
+    combinations = _combinations(held_out)
+    rows[:, :3] = combinations[(draws[:, 0] * len(combinations)).astype(np.int64)]
     return rows
 
 

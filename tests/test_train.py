@@ -389,3 +389,11 @@ def test_two_processes_see_different_images_and_agree_on_the_metrics(tiny):
 def test_testing_a_folder_without_a_run_is_refused(tiny):
     args = ["test", *tiny.args()[1:]]
     assert "holds no checkpoint" in refused(train.main, args)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "foo"])
+def test_an_accelerator_that_is_not_there_is_one_sentence(tiny, accelerator):
+    message = refused(train.main, tiny.args(trainer__accelerator=accelerator))
+    assert re.search("gpu backend|CUDAAccelerator|accelerator name.*'foo'", message), message
+    assert not tiny.folder.exists()
