@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 import math
 import re
 import shutil
@@ -21,6 +20,8 @@ from torch import nn
 import dissect
 import models.speed
 import train
+from lwta.dissect.evaluate import TruthScore, write_evaluation
+from lwta.dissect.labels import read_labels
 from lwta.dissect.report.comparison import comparison_frame, comparison_text, write_comparison
 from lwta.errors import InputError
 from lwta.layers import watch
@@ -349,17 +350,24 @@ def test_one_run_is_described_alone(runs, capsys):
     assert numbers(runs[0].parent).index.tolist() == ["sparse"]
 
 
-def test_true_labels_are_shown_where_a_run_was_evaluated_with_these_weights(compared, runs, capsys):
-    weights = numbers(compared.sparse.parent).loc["sparse", "weights"]
-    found = {"weights": weights, "true_share": 0.375, "shuffled_share": 0.1}
-    (runs[0] / "evaluation.json").write_text(json.dumps(found))
-    (runs[1] / "evaluation.json").write_text(json.dumps(found))  # not of these weights
+def test_true_labels_are_shown_where_these_labels_of_a_run_were_judged(runs, capsys):
+    labels = read_labels(runs[0])
+    assert labels is not None
+    for run in runs:  # the other run's labels are not those that were judged
+        write_evaluation(run, TruthScore(1_040, 16, 0.375, 0.1), "other images", labels[1])
     dissect.main(compare_args(runs))
-    assert line(capsys.readouterr().out, "true labels") == ["37.50 %"]
-    assert numbers(runs[0].parent)["true_share"].fillna(-1).tolist() == [0.375, -1]
+    said = capsys.readouterr().out
+    assert line(said, "true labels, of selective units") == ["37.50 %"]
+    assert line(said, "the same, labels shuffled") == ["10.00 %"]
+    assert line(said, "selective units") == ["1,040"]
+    found = numbers(runs[0].parent)
+    assert found["true_share"].fillna(-1).tolist() == [0.375, -1]
+    assert found["shuffled_share"].fillna(-1).tolist() == [0.1, -1]
+    assert found["selective_units"].fillna(-1).tolist() == [1_040, -1]
     (runs[0] / "evaluation.json").unlink()
     dissect.main(compare_args(runs))
-    assert "true_share" not in numbers(runs[0].parent)
+    assert not {"true_share", "shuffled_share", "selective_units"} & set(numbers(runs[0].parent))
+    assert "selective" not in capsys.readouterr().out
     (runs[0] / "evaluation.json").write_text("{}")
     assert "evaluation.json cannot be read" in refused(dissect.main, compare_args(runs))
 
@@ -399,7 +407,8 @@ def describe_columns() -> dict[str, object]:
         hparams={"backbone": "vit", "competitors": 24}, report=report, backbone=nn.Linear(1, 1)
     )
     seen = judged(torch.tensor([True]))
-    labels = {"label_score": math.nan, "labelled_units": 0, "label_units": 24, "true_share": None}
+    labels = {"label_score": math.nan, "labelled_units": 0, "label_units": 24}
+    labels |= dict.fromkeys(("true_share", "shuffled_share", "selective_units"))
     speed = {"images_per_second": 1.0, "device": "cpu"}
     return describe(SimpleNamespace(model=model, weights="w"), seen, seen) | speed | labels  # type: ignore
 

@@ -1,5 +1,6 @@
 """soft_wpmi against its published formula, the rows of labels made with it, and their file."""
 
+import json
 import math
 
 import numpy as np
@@ -236,6 +237,7 @@ def labels():
 
 def same(found, expected):
     found, expected = (table.astype(COLUMNS).reset_index(drop=True) for table in (found, expected))
+    assert [list(row) for row in found.pop("exemplars")] == [list(row) for row in expected.pop("exemplars")]
     pd.testing.assert_frame_equal(found, expected)
 
 
@@ -249,13 +251,16 @@ def test_labels_are_read_as_they_were_written(tmp_path, labels):
 def test_the_csv_holds_the_same_rows_with_a_header(tmp_path, labels):
     path = write_labels(tmp_path, labels, {"weights": "w"})[1]
     assert path.read_text().splitlines()[0] == ",".join(COLUMNS)
-    same(pd.read_csv(path), labels)
+    read = pd.read_csv(path)
+    read["exemplars"] = read["exemplars"].map(json.loads)
+    same(read, labels)
 
 
 def test_the_parquet_file_has_the_types_of_the_schema(tmp_path, labels):
     schema = pq.read_schema(write_labels(tmp_path, labels, {"weights": "w"})[0])
     assert schema.names == list(COLUMNS)
     types = {"int64": pa.types.is_int64, "float64": pa.types.is_float64, "bool": pa.types.is_boolean}
+    types["object"] = lambda t: pa.types.is_list(t) and pa.types.is_int64(t.value_type)
     types["string"] = lambda t: pa.types.is_string(t) or pa.types.is_large_string(t)
     for name, kind in COLUMNS.items():
         assert types[kind](schema.field(name).type), name
@@ -310,3 +315,18 @@ def test_a_unit_alone_in_its_layer_gets_no_label():
     rows = label_layer("layer", seen, Concepts(["a", "b"], torch.eye(2).repeat(30, 1)))
     assert rows["text"].isna().all()
     assert rows["reason"][1] == "the only unit of its layer with enough wins, so nothing to compare it with"
+
+
+# --- equal scores --------------------------------------------------------------------------------
+
+
+def test_where_the_score_is_saturated_the_likeliest_concept_is_the_label():
+    # Unit 0 wins on images that all show both concepts, "often" more strongly; unit 1 on others. Both scores
+    # of unit 0 reach log D, and only the likelihood tells them apart.
+    presence = torch.zeros(60, 4)
+    presence[:30, 2], presence[:30, 1] = 1.0, 0.8
+    presence[30:, 3] = 1.0
+    exemplars = as_exemplars([range(30), range(30, 60)], 60, 100)
+    row = label_layer("layer", exemplars, Concepts(["a", "weak", "often", "b"], presence)).iloc[0]
+    assert (row["text"], row["runner_up"]) == ("often", "weak")
+    assert row["score"] == pytest.approx(row["runner_up_score"], abs=0.01) == pytest.approx(math.log(2))

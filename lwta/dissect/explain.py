@@ -103,7 +103,7 @@ class _Words:
     """Looks up labels by layer and unit."""
 
     def __init__(self, labels: pd.DataFrame | None) -> None:
-        rows = [] if labels is None else labels.to_dict("records")
+        rows = [] if labels is None else labels.drop(columns="exemplars").to_dict("records")
         self.rows = {(row["layer"], row["unit"]): row for row in rows}
 
     def of(self, layer: str, unit: int) -> dict[str, Any]:
@@ -181,10 +181,10 @@ def _rival(module: LWTA, firing: Firing, readout: Readout, unit: int) -> tuple[f
 
 
 def _maps(firing: Firing, readout: Readout, grids: Any) -> Tensor | None:
-    """Values (rows, columns, D) over the grid, 0 where a unit did not fire."""
+    """Values (rows, columns, D) over the grid, 0 where a unit did not fire; None for a single position."""
     shown = torch.where(firing.fired, firing.values, 0).movedim(firing.dim, -1)[0]
     if shown.ndim == 3:
-        return shown
+        return shown if shown.shape[:2].numel() > 1 else None
     if shown.ndim != 2:
         return None
     patches = shown[readout.prefix :]

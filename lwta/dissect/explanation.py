@@ -21,7 +21,7 @@ class FiredUnit:
             every position, the competition unchanged. None before it was measured.
         sign_differs: its value has the other sign than the exemplars its label describes.
         map: its value at each patch or pixel, rows of the grid, 0 where it did not fire; None where
-            the layer has no grid.
+            the layer has no grid, or a single position.
     """
 
     unit: int

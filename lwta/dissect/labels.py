@@ -22,6 +22,7 @@ COLUMNS = {
     "win_rate": "float64",
     "negative": "bool",  # wins mostly with negative values; the label describes those
     "reason": "string",  # why there is no label
+    "exemplars": "object",  # probe indices of the images on which it won hardest, at most nine
 }
 
 
@@ -32,7 +33,11 @@ def write_labels(folder: str | Path, labels: pd.DataFrame, identity: dict[str, A
         identity: what the labels were made from (weights, probe set, readout, concepts); kept in the
             parquet file, so that labels are never shown beside other weights.
     """
+    # Plain lists, also of rows read before: the CSV would write numpy's in another way.
+    labels = labels.assign(exemplars=labels["exemplars"].map(lambda row: [int(i) for i in row]))
     table = pa.Table.from_pandas(labels.astype(COLUMNS)[list(COLUMNS)], preserve_index=False)
+    lists = pa.array(labels["exemplars"].tolist(), pa.list_(pa.int64()))  # also where all are empty
+    table = table.set_column(table.schema.get_field_index("exemplars"), "exemplars", lists)
     table = table.replace_schema_metadata({"lwta": json.dumps(identity)})
     paths = [Path(folder) / "labels.parquet", Path(folder) / "labels.csv"]
     parts = [path.with_suffix(path.suffix + ".part") for path in paths]

@@ -2,20 +2,23 @@
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from lwta.dissect.activations import Exemplars
 from lwta.dissect.concepts import Concepts
 from lwta.dissect.labels import COLUMNS
-from lwta.dissect.similarity import soft_wpmi
+from lwta.dissect.similarity import against_prior, log_likelihood
 
 FEWEST_WINS = 10
+_EQUAL = 0.01  # scores that differ by less, of a hundred exemplars' log-likelihood, say the same
+_SHOWN = 9  # exemplars kept beside a label
 
 
 def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.DataFrame:
     """Rows of the label table (:data:`lwta.dissect.labels.COLUMNS`) for every unit of a layer.
 
-    A unit is labelled by the concept of the highest ``soft_wpmi``. One that won on fewer than ten
-    probe images gets no label, with the reason; so does a dead one.
+    A unit is labelled by the concept of the highest ``soft_wpmi``, and among equals by the likeliest. One
+    that won on fewer than ten probe images gets no label, with the reason; so does a dead one.
     """
     heard = exemplars.wins >= FEWEST_WINS
     alone = int(heard.sum()) == 1  # its prior is itself: every concept would score 0
@@ -27,8 +30,10 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.Data
         exemplars.negative,
         exemplars.count,
     )
-    scores = soft_wpmi(listed, concepts.presence)
-    best, place = scores.nan_to_num(-torch.inf).topk(2, dim=1)
+    likelihood = log_likelihood(listed, concepts.presence).nan_to_num(-torch.inf)
+    scores = against_prior(likelihood.masked_fill(~heard[:, None], torch.nan)).nan_to_num(-torch.inf)
+    place = _best_two(scores, likelihood)
+    best = scores.gather(1, place)
     rows = []
     for unit, wins in enumerate(exemplars.wins.tolist()):
         row = {
@@ -38,6 +43,7 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.Data
             "wins": wins,
             "win_rate": wins / exemplars.count,
             "negative": bool(exemplars.negative[unit]),
+            "exemplars": [i for i in exemplars.images[:_SHOWN, unit].tolist() if i >= 0],
         }
         if heard[unit]:
             row["text"], row["runner_up"] = (concepts.names[k] for k in place[unit].tolist())
@@ -48,3 +54,18 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.Data
             row["reason"] = "never won" if not wins else f"won on {wins} images, fewer than {FEWEST_WINS}"
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _best_two(scores: Tensor, likelihood: Tensor) -> Tensor:
+    """Places (D, 2) of the best concept of each unit and of the runner-up.
+
+    A score cannot exceed log D, and reaches it for every concept of which the unit is by far the best
+    account in its layer: there only rounding would choose, so among equal scores the likelihood does.
+    """
+    places = []
+    for _ in range(2):
+        equal = scores >= scores.amax(1, keepdim=True) - _EQUAL
+        place = likelihood.masked_fill(~equal, -torch.inf).argmax(1, keepdim=True)
+        places.append(place)
+        scores = scores.scatter(1, place, -torch.inf)
+    return torch.cat(places, 1)

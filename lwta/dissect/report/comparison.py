@@ -4,7 +4,6 @@ A comparison is a DataFrame with a row for each run, the first being the one tha
 against.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from lwta.dissect.evaluate import read_evaluation
 from lwta.dissect.labels import labels_for
 from lwta.dissect.report.pareto import draw_pareto
 from lwta.errors import InputError
@@ -40,6 +40,10 @@ def _label_score(row: Row) -> str:
     return "none labelled" if math.isnan(row["label_score"]) else f"{row['label_score']:.3f}"
 
 
+def _judged(row: Row, column: str) -> str:
+    return "" if math.isnan(row[column]) else _percent(row, column)
+
+
 #: What each line of the table shows of a run.
 _LINES: dict[str, Callable[[Row], str]] = {
     "backbone": lambda r: r["backbone"],
@@ -58,7 +62,9 @@ _LINES: dict[str, Callable[[Row], str]] = {
     "images per second": lambda r: f"{r['images_per_second']:,.0f} on {r['device']}",
     "label score": _label_score,
     "units labelled": lambda r: f"{r['labelled_units']:,} of {r['label_units']:,}",
-    "true labels": lambda r: "" if math.isnan(r["true_share"]) else _percent(r, "true_share"),
+    "true labels, of selective units": lambda r: _judged(r, "true_share"),
+    "the same, labels shuffled": lambda r: _judged(r, "shuffled_share"),
+    "selective units": lambda r: "" if math.isnan(r["true_share"]) else f"{r['selective_units']:,.0f}",
 }
 
 
@@ -74,7 +80,8 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     """Of a run's labels: columns of the comparison, and what they were made from.
 
     The columns are ``label_score``, the mean over the ``labelled_units`` of all ``label_units``, and
-    ``true_share``, the share of true labels where the run's evaluation.json tells it, else None.
+    ``true_share``, the share of true labels among the ``selective_units`` and with them shuffled, where these
+    labels were judged, else None.
 
     Raises:
         InputError: where the run has no labels, or labels of other weights than ``weights``, a hash.
@@ -83,31 +90,24 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     if told is None:
         raise InputError(f"{folder} has no labels to compare; make them with dissect.py label --run {folder}")
     labels, identity = told
+    judged = read_evaluation(folder, identity)
     scores = labels.dropna(subset=["text"])["score"].tolist()
     row = {
         "label_score": fmean(scores) if scores else math.nan,
         "labelled_units": len(scores),
         "label_units": len(labels),
-        "true_share": _true_share(folder, weights),
+        "true_share": None if judged is None else judged.true_share,
+        "shuffled_share": None if judged is None else judged.shuffled_share,
+        "selective_units": None if judged is None else judged.selective,
     }
     return row, identity
 
 
-def _true_share(folder: Path, weights: str) -> float | None:
-    path = folder / "evaluation.json"
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return float(found["true_share"]) if found["weights"] == weights else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read; remove it, or evaluate the run anew") from error
-
-
 def comparison_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """A comparison from the rows of its runs; ``true_share`` only where some run has it."""
-    comparison = pd.DataFrame(list(rows)).astype({"competitors": "Int64", "true_share": "float64"})
-    return comparison.drop(columns=["true_share"] if comparison["true_share"].isna().to_numpy().all() else [])
+    """A comparison from the rows of its runs; what only the truth tells, only where some run has it."""
+    truth = ["true_share", "shuffled_share", "selective_units"]
+    comparison = pd.DataFrame(list(rows)).astype({"competitors": "Int64"} | dict.fromkeys(truth, "float64"))
+    return comparison.drop(columns=truth if comparison["true_share"].isna().to_numpy().all() else [])
 
 
 def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> str:
@@ -120,12 +120,19 @@ def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) 
     return "\n".join([_table(comparison), *([""] if said else []), *said])
 
 
+def summaries(comparison: pd.DataFrame) -> list[list[tuple[str, str]]]:
+    """Of each run, titles and values as the table shows them."""
+    lines = _LINES if "true_share" in comparison else dict(list(_LINES.items())[:-3])
+    return [[(title, show(row)) for title, show in lines.items()] for row in comparison.to_dict("records")]
+
+
 def _table(comparison: pd.DataFrame) -> str:
     """A column for each run, in blocks of columns where they are too wide for one."""
-    lines = _LINES if "true_share" in comparison else {k: v for k, v in _LINES.items() if k != "true labels"}
-    rows = comparison.to_dict("records")
-    columns = [[row["run"], *(show(row) for show in lines.values())] for row in rows]
-    titles = ["", *lines]
+    told = summaries(comparison)
+    titles = ["", *(title for title, _ in told[0])]
+    columns = [
+        [run, *(value for _, value in lines)] for run, lines in zip(comparison["run"], told, strict=True)
+    ]
     blocks, used = [[titles]], max(map(len, titles))
     for column in columns:
         width = 2 + max(map(len, column))

@@ -12,15 +12,15 @@ from lwta.dissect.explanation import Explanation
 _SIDE = 224  # pixels of the shown image
 _MAP = 112  # pixels of a position map
 
-_ENVIRONMENT = jinja2.Environment(
+ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("lwta.dissect.report", "."),
     autoescape=True,  # labels and file names are untrusted text
     trim_blocks=True,
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
-_ENVIRONMENT.filters["signed"] = lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-_ENVIRONMENT.filters["percent"] = lambda value: f"{100 * value:.2f} %"
+ENVIRONMENT.filters["signed"] = lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+ENVIRONMENT.filters["percent"] = lambda value: f"{100 * value:.2f} %"
 
 
 def render_input(explanation: Explanation, image: Image.Image) -> str:
@@ -31,13 +31,18 @@ def render_input(explanation: Explanation, image: Image.Image) -> str:
         image: the input as the network saw it, after resizing and cropping.
     """
     maps = {
-        (layer.layer, unit.unit): _png(position_map(image, np.array(unit.map)))
+        (layer.layer, unit.unit): embedded(position_map(image, np.array(unit.map)))
         for layer in explanation.layers
         for unit in layer.fired
         if unit.map is not None
     }
-    shown = image.resize((_SIDE, _SIDE), _resampling(image, _SIDE))
-    return _ENVIRONMENT.get_template("input.html.j2").render(e=explanation, image=_png(shown), maps=maps)
+    shown = embedded(enlarged(image))
+    return ENVIRONMENT.get_template("input.html.j2").render(e=explanation, image=shown, maps=maps)
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """An input at the size that pages show."""
+    return image.resize((_SIDE, _SIDE), _resampling(image, _SIDE))
 
 
 def position_map(image: Image.Image, values: np.ndarray) -> Image.Image:
@@ -60,7 +65,8 @@ def _resampling(image: Image.Image, side: int) -> Image.Resampling:
     return Image.Resampling.NEAREST if image.width < side else Image.Resampling.BICUBIC
 
 
-def _png(image: Image.Image) -> str:
+def embedded(image: Image.Image, kind: str = "png") -> str:
+    """An image as a data URL, so that a page needs no other file; ``jpeg`` where size matters."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    image.save(buffer, kind, quality=88)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode()
