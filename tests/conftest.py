@@ -1,17 +1,51 @@
 """Small data that a test can train on in seconds, and the real photographs where they are at hand."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test asks a hub
 
 import numpy as np
+import open_clip
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 SPLITS = {"train": 48, "validation": 24, "test": 24}
 COLOURS = {"blue": (30, 60, 200), "green": (40, 170, 60), "red": (200, 40, 40)}
+
+#: An open_clip model small enough to build in a moment, with a preprocessing of its own.
+CLIP: dict[str, Any] = {
+    "model_cfg": {
+        "embed_dim": 8,
+        "vision_cfg": {"layers": 1, "width": 16, "head_width": 8, "patch_size": 8, "image_size": 16},
+        "text_cfg": {"context_length": 12, "vocab_size": 49408, "width": 8, "heads": 2, "layers": 1},
+    },
+    "preprocess_cfg": {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3], "interpolation": "bilinear"},
+}
+
+
+def write_clip(folder: Path, seed: int = 0, config: dict[str, Any] = CLIP) -> Path:
+    """A folder that open_clip loads, with random weights."""
+    folder.mkdir(parents=True)
+    torch.manual_seed(seed)
+    model = open_clip.CLIP(**config["model_cfg"])
+    for weight in model.parameters():  # from open_clip's start all words would lie together
+        if weight.ndim > 1:
+            weight.data.normal_()
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of :data:`CLIP`."""
+    return write_clip(tmp_path_factory.mktemp("models") / "clip")
 
 
 def coloured_image(colour: tuple[int, int, int], rng: np.random.Generator, side: int = 16) -> Image.Image:
@@ -74,6 +108,29 @@ def tiny(image_folder: Path, tmp_path: Path) -> "TinyRun":
     return TinyRun(image_folder, tmp_path / "run")
 
 
+@pytest.fixture(scope="session")
+def shapes_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network trained a little on the embedded world, at 32 pixels."""
+    folder = tmp_path_factory.mktemp("runs") / "shapes"
+    fit_shapes(folder, trainer__max_epochs=2)
+    return folder
+
+
+def fit_shapes(folder: Path, **options: object) -> None:
+    """Train the tiny ViT on the embedded world; options as for :meth:`TinyRun.args`."""
+    args = {
+        "data__root": None,
+        "data__name": "shapes",
+        "data__train_split": "train[:96]",
+        "data__val_split": "validation[:40]",
+        "data__test_split": "test[:24]",
+        "data__image_size": 32,
+        "model__backbone_args": "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2}",
+        "trainer__max_epochs": 1,
+    }
+    TinyRun(None, folder).fit(**args | options)
+
+
 def refused(main: Callable[[list[str]], None], args: list[str]) -> str:
     """Run a command that must fail; its one sentence."""
     with pytest.raises(SystemExit) as stop:
@@ -87,7 +144,7 @@ def refused(main: Callable[[list[str]], None], args: list[str]) -> str:
 class TinyRun:
     """Command lines of a two-block ViT, 24 competitors, on the coloured squares."""
 
-    def __init__(self, data: Path, folder: Path) -> None:
+    def __init__(self, data: Path | None, folder: Path) -> None:
         self.data, self.folder = data, folder
 
     def args(self, **options: object) -> list[str]:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
     "lwta/*.py": ("timm", "lightning", "open_clip", "captum", "models", "lwta.dissect", "train", "dissect"),
     "lwta/dissect/**/*.py": ("timm", "lightning", "models", "train", "dissect"),
-    "models/*.py": ("lwta.dissect", "train", "dissect"),
+    "models/**/*.py": ("lwta.dissect", "train", "dissect"),
 }
 
 

@@ -45,7 +45,7 @@ class Page(HTMLParser):
         self.attributes += attrs
         if tag == "img":
             found = dict(attrs)
-            data = base64.b64decode(found["src"].removeprefix("data:image/png;base64,"))
+            data = base64.b64decode(found["src"].partition(";base64,")[2])
             self.images[found["alt"]] = Image.open(io.BytesIO(data))
 
     def handle_data(self, data):

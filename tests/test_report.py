@@ -1,0 +1,310 @@
+"""The page of a run: escaped, its links and numbers right, and opened by a browser without complaint."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import dissect
+from lwta.dissect.evaluate import TruthScore, read_evaluation
+from lwta.dissect.labels import read_labels
+from lwta.dissect.report import ExplainedImage, LayerUnits, render_report, strip
+from models.run import load_run
+from tests.conftest import TinyRun, refused
+from tests.test_page import Page, explanation, picture, unit
+
+MINUS = "\N{MINUS SIGN}"
+NAUGHTY = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "a & b", "{{ 7 * 7 }}"]
+
+
+def row(**changes):
+    fields = {"unit": 7, "text": "grass", "runner_up": "sea", "win_rate": 0.125, "negative": False}
+    return fields | changes
+
+
+def rendered(run="quick", summary=(("images per second", "12"),), score=None, **changes):
+    """The parsed page of a run with one layer and one explained image."""
+    fields = {"layer": "act", "units": 96, "labelled": 1, "rows": [row()], "strips": [picture()]}
+    layer = LayerUnits(**fields | {k: v for k, v in changes.items() if k in fields})
+    explained = changes.get("explained", [explained_image()])
+    return Page(render_report(run, summary, score, [layer], explained))
+
+
+def explained_image(*units, page="explanations/test-12.html", **changes):
+    return ExplainedImage(explanation(*(units or [unit()]), **changes), picture(), Path(page))
+
+
+def links(page):
+    return [value for name, value in page.attributes if name == "href"]
+
+
+# --- strips --------------------------------------------------------------------------------------
+
+
+def test_a_strip_shows_the_images_in_order_side_by_side():
+    colours = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
+    images = [
+        Image.new("RGB", size, c) for size, c in zip([(16, 16), (300, 200), (72, 90)], colours, strict=True)
+    ]
+    found = np.asarray(strip(images))
+    side = found.shape[0]
+    assert found.shape == (side, 3 * side, 3)
+    for place, colour in enumerate(colours):
+        assert (found[:, place * side : (place + 1) * side] == colour).all()
+
+
+def test_a_strip_crops_to_the_middle_and_keeps_the_pixels_of_a_small_image():
+    wide = np.zeros((8, 16, 3), dtype=np.uint8)
+    wide[:, 4:12] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
+    found = np.asarray(strip([Image.fromarray(wide)]))
+    step = found.shape[0] // 8
+    assert np.array_equal(found[step // 2 :: step, step // 2 :: step], wide[:, 4:12])
+
+
+def test_a_unit_without_exemplars_has_an_empty_strip():
+    assert not np.asarray(strip([])).any()
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def test_a_page_runs_nothing_and_asks_for_nothing_but_the_pages_beside_it():
+    page = rendered()
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    sources = [value for name, value in page.attributes if name in ("src", "srcset", "action")]
+    assert sources
+    assert all(re.match("data:image/(png|jpeg);base64,", value) for value in sources)
+    assert set(links(page)) == {"../explanations/test-12.html"}
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+
+
+@pytest.mark.parametrize("text", NAUGHTY)
+def test_untrusted_text_appears_as_text_wherever_it_is_shown(text):
+    plain = rendered()
+    found = rendered(
+        run=text,
+        summary=[(text, text)],
+        layer=text,
+        rows=[row(text=text, runner_up=text)],
+        explained=[explained_image(unit(label=text), image=text, classes=[(text, 0.7), ("deer", 0.2)])],
+    )
+    assert found.tags == plain.tags
+    assert [name for name, _ in found.attributes] == [name for name, _ in plain.attributes]
+    # title and heading, title and value, layer, label and runner-up, image, class and label of the input
+    assert " ".join(found.texts).count(text) == 10
+
+
+@pytest.mark.parametrize("name", ["a#b", "50%", "is it?", "test[:20]-3", "two words", "ü", 'a"b', "a&amp;b"])
+def test_the_link_to_a_page_leads_to_its_file_whatever_its_name(name):
+    page = rendered(explained=[explained_image(page=f"explanations/{name}.html")])
+    for link in links(page):
+        path, _, rest = link.partition("#")
+        assert not rest
+        assert "?" not in path
+        assert unquote(path) == f"../explanations/{name}.html"
+
+
+def test_the_numbers_of_units_and_layers_are_shown():
+    rows = [row(), row(unit=3, text="sky", runner_up="cloud", win_rate=0.5, negative=True)]
+    text = rendered(rows=rows, strips=[picture()] * 2, labelled=5).text
+    assert "5 of 96 units carry a label; the 2 with the best scores are shown, all are in labels.csv." in text
+    assert "grass or sea unit 7, won on 12.50 % of the probe images sky or cloud unit 3" in text
+    assert "unit 3, won on 50.00 % of the probe images, mostly with negative values" in text
+    assert "1 of 96 units carry a label." in rendered().text
+
+
+def test_the_summary_and_the_score_are_shown_as_they_are():
+    score = TruthScore(12, 3, 0.5, 0.125)
+    text = rendered(summary=[("top-1", "71.0 %"), ("dead units", "3 of 96")], score=score).text
+    assert "top-1 71.0 % dead units 3 of 96" in text
+    assert f"Labels against the truth: {score}." in text
+    assert "against the truth" not in rendered().text
+
+
+def test_the_units_that_changed_most_are_listed_whichever_contributes_most():
+    changes = enumerate([0.1, -0.9, 0.2, 0.3, 0.4, 0.5])
+    units = [unit(unit=k, label=f"word {k}", change=change) for k, change in changes]
+    units[5].label, units[4].sign_differs = None, True
+    shown = rendered(explained=[explained_image(*units)]).text.split("silenced", 1)[1]
+    wanted = [
+        f"1 word 1 {MINUS}0.900",
+        "5 \N{EN DASH} +0.500",
+        "4 word 4 (other sign) +0.400",
+        "3 word 3 +0.300",
+        "2 word 2 +0.200",
+        "act",
+    ]
+    assert shown.split()[: len(" ".join(wanted).split())] == " ".join(wanted).split()
+
+
+def test_the_last_of_several_layers_is_shown_of_an_input():
+    found = explained_image(unit(unit=1, label="early word"))
+    found.explanation.layers += explanation(unit(unit=2, label="late word"), layer="later").layers
+    text = rendered(explained=[found]).text
+    assert "late word" in text
+    assert "early word" not in text
+
+
+# --- from the command line -----------------------------------------------------------------------
+
+
+class Reported(NamedTuple):
+    run: Path
+    said: str
+    page: Page
+
+
+@pytest.fixture(scope="module")
+def reported(shapes_run, tmp_path_factory):
+    """A labelled and judged run with its page, and what report printed."""
+    run = Path(shutil.copytree(shapes_run, tmp_path_factory.mktemp("runs") / "a & b"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        dissect.main(["label", f"--run={run}", "--probe=train"])
+        dissect.main(["evaluate", f"--run={run}", "--split=validation[500:700]"])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        dissect.main(["report", f"--run={run}", "--units=3"])
+    html = (run / "report" / "index.html").read_text(encoding="utf-8")
+    return Reported(run, said.getvalue(), Page(html))
+
+
+def test_the_page_shows_what_the_table_says(reported):
+    lines = [line for line in reported.said.splitlines()[1:] if "  " in line]
+    assert len(lines) > 15
+    for line in lines:
+        title, value = re.split(r"\s{2,}", line.strip())
+        assert f"{title} {value}" in reported.page.text
+    _, identity = read_labels(reported.run)
+    score = read_evaluation(reported.run, identity)
+    assert f"Labels against the truth: {score}." in reported.page.text
+    assert f"true labels, of selective units {100 * score.true_share:.2f} %" in reported.page.text
+    assert str(reported.run / "report" / "index.html") in reported.said
+    assert reported.page.text.startswith("a & b a & b backbone")
+
+
+def test_the_best_labels_are_shown_with_the_images_on_which_their_units_won(reported):
+    labels, _ = read_labels(reported.run)
+    page = reported.page
+    assert f"{labels['text'].notna().sum()} of 96 units carry a label; the 3 with" in page.text
+    shown = [int(number) for number in re.findall(r"unit (\d+), won on", page.text)]
+    scores = labels.set_index("unit")["score"]
+    assert scores[shown].tolist() == scores.dropna().nlargest(3).tolist()
+    images = load_run(reported.run).data.dataset("train")
+    for number, row in zip(shown, labels.set_index("unit").loc[shown].to_dict("records"), strict=True):
+        said = f"{row['text']} or {row['runner_up']} unit {number}, won on {100 * row['win_rate']:.2f} % of"
+        assert said in page.text
+        tiles = np.asarray(page.images[f"images on which unit {number} won hardest"]).astype(int)
+        side = len(tiles)
+        assert tiles.shape[1] == side * len(row["exemplars"]) > 0
+        for place, index in enumerate(row["exemplars"]):
+            tile = tiles[:, place * side : (place + 1) * side]
+            wanted = np.asarray(images[index][0].resize((side, side), Image.Resampling.NEAREST)).astype(int)
+            assert np.abs(tile - wanted).mean() < 8  # what JPEG loses; another image is far away
+
+
+def test_every_link_of_the_page_leads_to_a_file(reported):
+    found = {(reported.run / "report" / unquote(link)).resolve() for link in links(reported.page)}
+    assert found == {(reported.run / "explanations" / f"test-{k}.html").resolve() for k in range(8)}
+    assert all("<h1>" in path.read_text() for path in found)
+
+
+def test_the_inputs_are_those_that_explain_explains(reported, capsys):
+    dissect.main(["explain", f"--run={reported.run}", "test:0", "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    name, share = found["classes"][0]
+    strongest = sorted(found["layers"][-1]["fired"], key=lambda u: -abs(u["change"]))[0]
+    change = f"{strongest['change']:+.3f}".replace("-", MINUS)
+    assert (
+        f"test:0 : {name} {100 * share:.1f} % unit label silenced {strongest['unit']} " in reported.page.text
+    )
+    assert change in reported.page.text
+    shown = np.asarray(reported.page.images["test:0 as the network saw it"])
+    image = np.asarray(load_run(reported.run).data.dataset("test")[0][0])
+    assert np.abs(shown[3::7, 3::7].astype(int) - image).max() <= 1
+
+
+def test_images_of_ones_own_are_explained_and_a_judgement_of_other_labels_is_not_shown(
+    reported, tmp_path, capsys
+):
+    run = Path(shutil.copytree(reported.run, tmp_path / "run"))
+    Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "50% #1.png")
+    dissect.main(["label", f"--run={run}", "--probe=test"])
+    shutil.rmtree(run / "explanations")
+    dissect.main(["report", f"--run={run}", str(tmp_path / "50% #1.png"), "test:3"])
+    page = Page((run / "report" / "index.html").read_text(encoding="utf-8"))
+    found = {(run / "report" / unquote(link)).resolve() for link in links(page)}
+    assert found == set((run / "explanations").resolve().iterdir())
+    assert len(found) == 2
+    assert "against the truth" not in page.text
+    assert "selective" not in page.text
+
+
+def test_a_split_of_few_images_is_shown_whole(reported, tmp_path):
+    run = Path(shutil.copytree(reported.run, tmp_path / "run"))
+    dissect.main(["report", f"--run={run}", "--split=test[:5]"])
+    assert len(set(links(Page((run / "report" / "index.html").read_text())))) == 5
+
+
+def test_a_broken_image_is_left_out_of_the_page(image_folder, tmp_path, capsys):
+    data = Path(shutil.copytree(image_folder, tmp_path / "images"))
+    (data / "test" / "blue" / "003.png").write_bytes(b"no image")
+    tiny = TinyRun(data, tmp_path / "run")
+    tiny.fit(trainer__max_epochs=1)
+    dissect.main(["label", f"--run={tiny.folder}"])
+    dissect.main(["report", f"--run={tiny.folder}"])
+    assert "left out 1 images that do not decode: blue/003.png" in capsys.readouterr().err
+    page = Page((tiny.folder / "report" / "index.html").read_text())
+    assert set(links(page)) == {f"../explanations/test-{k}.html" for k in range(8) if k != 3}
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--units=0"], "units is at least 1, not 0"),
+        (["nowhere.png"], "there is no image nowhere.png"),
+        (["test:24"], "the split has 24 images"),
+        (["--split=holdout"], "shapes has no split 'holdout'"),
+    ],
+)
+def test_bad_input_is_one_sentence(reported, args, sentence):
+    assert sentence in refused(dissect.main, ["report", f"--run={reported.run}", *args])
+
+
+def test_a_run_without_labels_has_no_page(shapes_run):
+    assert f"make them with dissect.py label --run {shapes_run}" in refused(
+        dissect.main, ["report", f"--run={shapes_run}"]
+    )
+    assert not (shapes_run / "report").exists()
+
+
+# --- in a browser --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["report/index.html", "explanations/test-0.html"])
+def test_a_browser_opens_the_page_without_complaint(reported, tmp_path, name):
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium at hand")
+    quiet = ("quic", "background-networking", "component-update", "sync")
+    done = subprocess.run(
+        [
+            browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+            *(f"--disable-{what}" for what in quiet), f"--user-data-dir={tmp_path}",
+            "--enable-logging=stderr", "--v=0", "--dump-dom", (reported.run / name).resolve().as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "CONSOLE" not in done.stderr
+    opened = Page(done.stdout)
+    assert opened.text == Page((reported.run / name).read_text(encoding="utf-8")).text
+    if name.startswith("report"):
+        assert "a & b" in opened.text
