@@ -41,6 +41,8 @@ from models.shapes import CONCEPTS, HELD_OUT, Shapes
 from models.shapes_clip import FOLDER as SHAPES_CLIP
 from models.speed import images_per_second
 
+_STRIP = 6  # exemplars shown of a unit
+
 
 def label(
     run: str,
@@ -246,7 +248,8 @@ def report(
     comparison, told = _compare([opened], [opened.folder.name], split, batch_size, num_workers)
     print(told)
     dataset = IndexedImages(opened.data.dataset(identity["probe"]), opened.data.eval_transform())
-    shown = [_layer_units(dataset, name, labels, units) for name in labels["layer"].unique()]
+    deepest_first = reversed(labels["layer"].unique().tolist())
+    shown = [_layer_units(dataset, name, labels, units) for name in deepest_first]
     explained = list(_explanations(opened, sources, pictures, last, reading, labels, None, 50))
     page = opened.folder / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
@@ -450,7 +453,9 @@ def _layer_units(images: IndexedImages, layer: str, labels: pd.DataFrame, most: 
     """The best labelled units of a layer with a strip of their exemplars."""
     rows = labels.query("layer == @layer")
     best = rows.dropna(subset=["text"]).sort_values("score", ascending=False).head(most)
-    strips = [strip([read_image(images.data, i)[0] for i in row]) for row in best["exemplars"].tolist()]
+    strips = [
+        strip([read_image(images.data, i)[0] for i in row[:_STRIP]]) for row in best["exemplars"].tolist()
+    ]
     return LayerUnits(layer, len(rows), len(rows.dropna(subset=["text"])), best.to_dict("records"), strips)
 
 

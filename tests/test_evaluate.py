@@ -215,9 +215,7 @@ def test_a_score_says_what_it_counts():
         "12 selective units, 3 not selective; 50.0 % of the selective ones carry a true label, "
         "12.5 % with the labels shuffled among them"
     )
-    assert str(TruthScore(0, 3, 0.0, 0.0)) == (
-        "0 selective units, 3 not selective; no label can be judged"
-    )
+    assert str(TruthScore(0, 3, 0.0, 0.0)) == ("0 selective units, 3 not selective; no label can be judged")
 
 
 # --- reading a network ---------------------------------------------------------------------------

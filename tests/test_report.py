@@ -203,8 +203,9 @@ def test_the_best_labels_are_shown_with_the_images_on_which_their_units_won(repo
         assert said in page.text
         tiles = np.asarray(page.images[f"images on which unit {number} won hardest"]).astype(int)
         side = len(tiles)
-        assert tiles.shape[1] == side * len(row["exemplars"]) > 0
-        for place, index in enumerate(row["exemplars"]):
+        hardest = row["exemplars"][:6]
+        assert tiles.shape[1] == side * len(hardest) > 0
+        for place, index in enumerate(hardest):
             tile = tiles[:, place * side : (place + 1) * side]
             wanted = np.asarray(images[index][0].resize((side, side), Image.Resampling.NEAREST)).astype(int)
             assert np.abs(tile - wanted).mean() < 8  # what JPEG loses; another image is far away
