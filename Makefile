@@ -20,7 +20,7 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 # Train a sparse network on the embedded world, label its units, judge the labels, explain eight images.
 quickstart: .venv/installed
 	test -f $(RUN)/checkpoints/best.ckpt || $(BIN)/python train.py fit --config configs/train/quickstart.yaml --run $(RUN)
-	$(BIN)/python dissect.py label --run $(RUN) --probe 'validation[:3000]'
+	$(BIN)/python dissect.py label --run $(RUN) --probe 'validation[:3000]' --prior 0.75
 	$(BIN)/python dissect.py evaluate --run $(RUN)
 	$(BIN)/python dissect.py report --run $(RUN)
 

@@ -50,6 +50,7 @@ def label(
     clip: str | None = None,
     tag: str | None = None,
     templates: str | list[str] = "{}",
+    prior: float = 1.0,
     probe: str = "validate",
     layers: str | list[str] | None = None,
     readout: str | None = None,
@@ -71,6 +72,7 @@ def label(
             a folder, or "shapes". Where not given: shapes for its own data.
         tag: weights of the architecture, by open_clip's name or a file.
         templates: prompts around a word, such as "a photo of a {}."; or imagenet, open_clip's eighty.
+        prior: how much a concept counts less where other units show it too; 1 as published, 0 not at all.
         probe: split of the run's data: train, validate, test, or any split by its name.
         layers: glob, or list of globs, over layer names; all measured layers where not given.
         readout: cls, mean or max; what the network's head reads where not given.
@@ -80,10 +82,12 @@ def label(
         device: cpu, cuda, cuda:1 ...; auto takes the GPU where there is one.
     """
     _check_loader(batch_size, num_workers)
+    if not 0 <= prior <= 1:
+        raise InputError(f"prior lies in [0, 1], and {prior:g} does not")
     opened = load_run(run, root, device)
     source = _concept_source(opened, probe, concepts, clip, tag, templates)
     sites, reading = opened.model.sparsity.select(layers), _readout(opened, readout)
-    table, count = _label(opened, source, probe, sites, reading, batch_size, num_workers)
+    table, count = _label(opened, source, prior, probe, sites, reading, batch_size, num_workers)
     for name, rows in table.groupby("layer", sort=False):
         silent, labelled = (~rows["alive"]).sum(), rows["text"].notna().sum()
         common = ", ".join(f"{text} {n}" for text, n in rows["text"].value_counts().head(5).items())
@@ -105,6 +109,7 @@ def explain_images(
     clip: str | None = None,
     tag: str | None = None,
     templates: str | list[str] = "{}",
+    prior: float = 1.0,
     probe: str = "validate",
     root: str | None = None,
     device: str = "auto",
@@ -126,6 +131,7 @@ def explain_images(
         clip: as in label.
         tag: as in label.
         templates: as in label.
+        prior: as in label.
         probe: as in label.
         root: data folder, where it has moved since training.
         device: cpu, cuda, cuda:1 ...; auto takes the GPU where there is one.
@@ -143,9 +149,9 @@ def explain_images(
     if concepts or clip or tag or templates != "{}":
         source = _concept_source(opened, probe, concepts, clip, tag, templates)
         known = read_labels(opened.folder)
-        identity = _identity(opened, source, probe, reading)
+        identity = _identity(opened, source, prior, probe, reading)
         if known is None or known[1] != identity or not sites.keys() <= set(known[0]["layer"]):
-            _label(opened, source, probe, sites, reading)
+            _label(opened, source, prior, probe, sites, reading)
     labels = _labels(opened, reading)
     shown = _explanations(opened, images, pictures, sites, reading, labels, target, top)
     found = []
@@ -337,14 +343,16 @@ def _concept_source(
     return words_source(words, load_encoder(folder, tag, run.model.device), read_templates(templates))
 
 
-def _identity(run: Run, source: ConceptSource, probe: str, reading: Readout) -> dict[str, str]:
+def _identity(run: Run, source: ConceptSource, prior: float, probe: str, reading: Readout) -> dict[str, str]:
     """What labels depend on; labels of another identity are never shown as these."""
-    return {"weights": run.weights, "probe": probe, "readout": reading.kind, **source.identity}
+    own = {"weights": run.weights, "probe": probe, "readout": reading.kind, "prior": f"{prior:g}"}
+    return own | source.identity
 
 
 def _label(
     run: Run,
     source: ConceptSource,
+    prior: float,
     probe: str,
     sites: dict[str, int],
     reading: Readout,
@@ -354,8 +362,8 @@ def _label(
     """Label ``sites`` and write the table; returns it and the number of probe images."""
     exemplars, seen, classes = _probe(run, source, probe, sites, reading, batch_size, num_workers)
     matrix = source.concepts(seen, classes)
-    table = pd.concat([label_layer(name, found, matrix) for name, found in exemplars.items()])
-    identity, known = _identity(run, source, probe, reading), read_labels(run.folder)
+    table = pd.concat([label_layer(name, found, matrix, prior) for name, found in exemplars.items()])
+    identity, known = _identity(run, source, prior, probe, reading), read_labels(run.folder)
     if known is not None and known[1] == identity:  # labels of other layers, made alike, stay
         others = known[0].query("layer not in @exemplars.keys()")
         table = pd.concat([others, table])

@@ -308,3 +308,18 @@ def test_a_list_without_a_model_and_a_matrix_with_one_are_refused(run, words, cl
 def test_a_model_or_template_that_cannot_be_is_one_sentence(asked, passes, options, sentence):
     assert re.search(sentence, refused(dissect.main, ["label", *asked, *options]))
     assert not passes
+
+
+def test_the_prior_is_part_of_what_labels_depend_on(run, asked):
+    dissect.main(["label", *asked])
+    published, identity = read_labels(run)
+    dissect.main(["label", *asked, "--prior=0.5"])
+    weaker, other = read_labels(run)
+    assert (identity["prior"], other["prior"]) == ("1", "0.5")
+    both = published["score"].notna()
+    assert both.any()
+    assert not np.allclose(published["score"][both], weaker["score"][both])
+
+
+def test_a_prior_out_of_range_is_refused(run):
+    assert "prior lies in [0, 1]" in refused(dissect.main, ["label", f"--run={run}", "--prior=1.5"])

@@ -14,11 +14,15 @@ _EQUAL = 0.01  # scores that differ by less, of a hundred exemplars' log-likelih
 _SHOWN = 9  # exemplars kept beside a label
 
 
-def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.DataFrame:
+def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts, prior: float = 1.0) -> pd.DataFrame:
     """Rows of the label table (:data:`lwta.dissect.labels.COLUMNS`) for every unit of a layer.
 
     A unit is labelled by the concept of the highest ``soft_wpmi``, and among equals by the likeliest. One
     that won on fewer than ten probe images gets no label, with the reason; so does a dead one.
+
+    Args:
+        prior: lambda of ``soft_wpmi``, 1 as published. Where many units of a small layer share a concept, 1
+            leaves it to the best of them and pushes the others to words that fit worse; less does not.
     """
     heard = exemplars.wins >= FEWEST_WINS
     alone = int(heard.sum()) == 1  # its prior is itself: every concept would score 0
@@ -31,7 +35,7 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts) -> pd.Data
         exemplars.count,
     )
     likelihood = log_likelihood(listed, concepts.presence).nan_to_num(-torch.inf)
-    scores = against_prior(likelihood.masked_fill(~heard[:, None], torch.nan)).nan_to_num(-torch.inf)
+    scores = against_prior(likelihood.masked_fill(~heard[:, None], torch.nan), prior).nan_to_num(-torch.inf)
     place = _best_two(scores, likelihood)
     best = scores.gather(1, place)
     rows = []
