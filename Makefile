@@ -19,7 +19,10 @@ export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
 # Train a sparse network on the embedded world, label its units, judge the labels, explain eight images.
 quickstart: .venv/installed
-	test -f $(RUN)/checkpoints/best.ckpt || $(BIN)/python train.py fit --config configs/train/quickstart.yaml --run $(RUN)
+	test -f $(RUN)/trained || { \
+	  if test -f $(RUN)/checkpoints/last.ckpt; then \
+	    $(BIN)/python train.py fit --config $(RUN)/config.yaml --run $(RUN) --ckpt_path $(RUN)/checkpoints/last.ckpt; \
+	  else $(BIN)/python train.py fit --config configs/train/quickstart.yaml --run $(RUN); fi && touch $(RUN)/trained; }
 	$(BIN)/python dissect.py label --run $(RUN) --probe 'validation[:3000]' --prior 0.75
 	$(BIN)/python dissect.py evaluate --run $(RUN)
 	$(BIN)/python dissect.py report --run $(RUN)

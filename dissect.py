@@ -35,7 +35,7 @@ from lwta.dissect.report.comparison import (
 from lwta.errors import InputError
 from models.compare import describe, judge_all, run_names, split_images
 from models.data import Transform
-from models.images import IndexedImages, image_name, read_image
+from models.images import UNDECODABLE, IndexedImages, image_name, read_image
 from models.run import Run, class_names, head_readout, load_run, open_image, patch_grid
 from models.shapes import CONCEPTS, HELD_OUT, Shapes
 from models.shapes_clip import FOLDER as SHAPES_CLIP
@@ -71,7 +71,7 @@ def label(
         clip: open_clip model that looks for the words: an architecture with its tag, hf-hub:OWNER/NAME,
             a folder, or "shapes". Where not given: shapes for its own data.
         tag: weights of the architecture, by open_clip's name or a file.
-        templates: prompts around a word, such as "a photo of a {}."; or imagenet, open_clip's eighty.
+        templates: prompts around a word, such as "a photo of a {}."; or open_clip's sets simple and imagenet.
         prior: how much a concept counts less where other units show it too; 1 as published, 0 not at all.
         probe: split of the run's data: train, validate, test, or any split by its name.
         layers: glob, or list of globs, over layer names; all measured layers where not given.
@@ -82,8 +82,7 @@ def label(
         device: cpu, cuda, cuda:1 ...; auto takes the GPU where there is one.
     """
     _check_loader(batch_size, num_workers)
-    if not 0 <= prior <= 1:
-        raise InputError(f"prior lies in [0, 1], and {prior:g} does not")
+    _check_prior(prior)
     opened = load_run(run, root, device)
     source = _concept_source(opened, probe, concepts, clip, tag, templates)
     sites, reading = opened.model.sparsity.select(layers), _readout(opened, readout)
@@ -146,12 +145,15 @@ def explain_images(
     pictures = [open_image(source, opened.data) for source in images]  # all, before any work
     sites, reading = opened.model.sparsity.select(layers), _readout(opened, readout)
     sites = sites if layers else dict(list(sites.items())[-1:])
-    if concepts or clip or tag or templates != "{}":
+    if concepts or clip or tag or templates != "{}" or prior != 1.0 or probe != "validate":
+        _check_prior(prior)
         source = _concept_source(opened, probe, concepts, clip, tag, templates)
         known = read_labels(opened.folder)
         identity = _identity(opened, source, prior, probe, reading)
         if known is None or known[1] != identity or not sites.keys() <= set(known[0]["layer"]):
-            _label(opened, source, prior, probe, sites, reading)
+            # Every layer: a table of other words would otherwise lose the layers not explained.
+            _label(opened, source, prior, probe, opened.model.sparsity.select(None), reading)
+            print(f"labelled anew: {opened.folder}/labels.parquet", file=sys.stderr)
     labels = _labels(opened, reading)
     shown = _explanations(opened, images, pictures, sites, reading, labels, target, top)
     found = []
@@ -225,7 +227,8 @@ def report(
 ) -> None:
     """Write the page of a labelled run: what it scores, what its units mean, and explanations of images.
 
-    Prints the table that compare prints, and writes report/index.html into the run folder.
+    Prints the table that compare prints, and writes report/index.html and, with the same numbers,
+    report/summary.csv into the run folder.
 
     Args:
         images: image files, or SPLIT:INDEX of the run's data; the first eight test images where not given.
@@ -262,6 +265,7 @@ def report(
     score = read_evaluation(opened.folder, identity)
     html = render_report(opened.folder.name, summaries(comparison)[0], score, shown, explained)
     page.write_text(html, encoding="utf-8")
+    comparison.to_csv(page.with_name("summary.csv"), index=False)
     print(f"page: {page}")
 
 
@@ -364,9 +368,12 @@ def _label(
     matrix = source.concepts(seen, classes)
     table = pd.concat([label_layer(name, found, matrix, prior) for name, found in exemplars.items()])
     identity, known = _identity(run, source, prior, probe, reading), read_labels(run.folder)
-    if known is not None and known[1] == identity:  # labels of other layers, made alike, stay
-        others = known[0].query("layer not in @exemplars.keys()")
+    others = None if known is None else known[0].query("layer not in @exemplars.keys()")
+    if known is not None and others is not None and known[1] == identity:  # made alike, they stay
         table = pd.concat([others, table])
+    elif others is not None and len(others):
+        lost = ", ".join(others["layer"].unique().tolist())
+        print(f"replaced the labels of {lost} too: they were made otherwise", file=sys.stderr)
     write_labels(run.folder, table, identity)
     return table, len(classes)
 
@@ -461,10 +468,21 @@ def _layer_units(images: IndexedImages, layer: str, labels: pd.DataFrame, most: 
     """The best labelled units of a layer with a strip of their exemplars."""
     rows = labels.query("layer == @layer")
     best = rows.dropna(subset=["text"]).sort_values("score", ascending=False).head(most)
-    strips = [
-        strip([read_image(images.data, i)[0] for i in row[:_STRIP]]) for row in best["exemplars"].tolist()
-    ]
+    try:
+        strips = [
+            strip([read_image(images.data, i)[0] for i in row[:_STRIP]]) for row in best["exemplars"].tolist()
+        ]
+    except (*UNDECODABLE, IndexError) as error:
+        raise InputError(
+            f"an image that units of {layer} were labelled on is no longer there or does not decode; "
+            "bring the probe images back or label the run anew"
+        ) from error
     return LayerUnits(layer, len(rows), len(rows.dropna(subset=["text"])), best.to_dict("records"), strips)
+
+
+def _check_prior(prior: float) -> None:
+    if not 0 <= prior <= 1:
+        raise InputError(f"prior lies in [0, 1], and {prior:g} does not")
 
 
 def _check_loader(batch_size: int, num_workers: int) -> None:

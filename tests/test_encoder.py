@@ -286,14 +286,19 @@ def test_a_hub_that_breaks_off_before_the_weights_never_leaves_a_random_model(cl
 def test_the_weights_of_a_tag_that_cannot_be_fetched_are_named(architecture, tmp_path, monkeypatch):
     put = "elsewhere and give the file with --clip ViT-B-32 --tag FILE"
     offline = refusal("ViT-B-32", "laion2b_s34b_b79k")
-    assert offline.endswith(f"; download the weights laion/CLIP-ViT-B-32-laion2B-s34B-b79K {put}")
+    assert offline.endswith(
+        f"; download open_clip_model.safetensors or its .bin from laion/CLIP-ViT-B-32-laion2B-s34B-b79K {put}"
+    )
     monkeypatch.setattr(pretrained, "hf_hub_download", unreachable)
-    assert "the hub cannot be reached); download the weights timm/vit" in refusal("ViT-B-32", "openai")
+    assert (
+        "the hub cannot be reached); download open_clip_model.safetensors or its .bin from timm/vit"
+        in refusal("ViT-B-32", "openai")
+    )
     monkeypatch.setenv("HOME", str(tmp_path))  # where open_clip would put what it loads from elsewhere
     monkeypatch.setattr(pretrained.urllib.request, "urlopen", unreachable)
     monkeypatch.setitem(pretrained._PRETRAINED, architecture, {"old": {"url": "https://example.org/w.pt"}})
     message = refusal(architecture, "old")
-    assert "the hub cannot be reached); download the weights https://example.org/w.pt elsewhere" in message
+    assert "the hub cannot be reached); download https://example.org/w.pt elsewhere" in message
     assert message.endswith("give the file with --clip tiny-clip --tag FILE")
 
 

@@ -84,7 +84,7 @@ def test_labels_are_those_of_a_matrix_that_open_clip_made_by_hand(
     found, identity = read_labels(run)
     assert set(found["text"].dropna()) <= set(WORDS)
     assert found["text"].nunique() > 1
-    assert identity.keys() == {"weights", "probe", "readout", "concepts", "clip", "templates"}
+    assert identity.keys() == {"weights", "probe", "readout", "prior", "concepts", "clip", "templates"}
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
     images = load_run(run).data.dataset("train")
@@ -183,8 +183,8 @@ def test_a_broken_image_counts_nowhere(run, asked, image_folder, tmp_path, capsy
 def test_explain_labels_first_and_only_once(run, asked, passes, capsys):
     dissect.main(["explain", *asked, "test:0", "--json"])
     first = json.loads(capsys.readouterr().out)
-    assert passes == [["blocks.1.mlp.act"]]
-    labels = read_labels(run)[0].set_index("unit")["text"]
+    assert passes == [["blocks.0.mlp.act", "blocks.1.mlp.act"]]  # all: no layer is left without labels
+    labels = read_labels(run)[0].query("layer == 'blocks.1.mlp.act'").set_index("unit")["text"]
     for unit in first[0]["layers"][0]["fired"]:
         assert unit["label"] == (labels[unit["unit"]] or None)
     assert {unit["label"] for unit in first[0]["layers"][0]["fired"]} & set(WORDS)
@@ -192,9 +192,11 @@ def test_explain_labels_first_and_only_once(run, asked, passes, capsys):
     assert json.loads(capsys.readouterr().out) == first
     assert len(passes) == 1
     dissect.main(["explain", *asked, "test:0", "--layers=blocks.*"])
-    assert passes[1:] == [["blocks.0.mlp.act", "blocks.1.mlp.act"]]
     dissect.main(["explain", *asked, "test:0", "--layers=blocks.0*"])
+    assert len(passes) == 1
+    dissect.main(["explain", *asked, "test:0", "--prior=0.5"])
     assert len(passes) == 2
+    assert set(read_labels(run)[0]["layer"]) == {"blocks.0.mlp.act", "blocks.1.mlp.act"}
 
 
 def test_explain_takes_the_labels_that_label_made(run, asked, passes):
@@ -323,3 +325,12 @@ def test_the_prior_is_part_of_what_labels_depend_on(run, asked):
 
 def test_a_prior_out_of_range_is_refused(run):
     assert "prior lies in [0, 1]" in refused(dissect.main, ["label", f"--run={run}", "--prior=1.5"])
+    assert "prior lies in [0, 1]" in refused(
+        dissect.main, ["explain", f"--run={run}", "test:0", "--prior=-1"]
+    )
+
+
+def test_labels_of_other_layers_that_are_replaced_are_told(run, asked, capsys):
+    dissect.main(["label", *asked])
+    dissect.main(["label", *asked, "--layers=blocks.1*", "--prior=0.5"])
+    assert "replaced the labels of blocks.0.mlp.act too" in capsys.readouterr().err

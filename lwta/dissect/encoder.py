@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple
 
 import open_clip
@@ -114,7 +115,8 @@ def _check_name(name: str, tag: str | None) -> None:
 
 def _refusal(name: str, tag: str | None, error: Exception) -> str:
     """One sentence: what failed, and what to do without a network."""
-    reason = str(error).strip().split("\n")[0][:200]
+    reason = str(error).strip().split("\n")[0]
+    reason = shorten(reason, 200, placeholder=" ...")
     if name.startswith("local-dir:"):
         return f"the open_clip model in {name.removeprefix('local-dir:')} does not load ({reason})"
     if name.startswith("hf-hub:"):
@@ -123,9 +125,10 @@ def _refusal(name: str, tag: str | None, error: Exception) -> str:
         return f"the weights {tag} do not fit {name} ({reason})"
     else:
         weights = get_pretrained_cfg(name.replace("/", "-"), tag)
-        source = weights.get("hf_hub", "").rstrip("/") or weights.get("url", "")
+        hub = weights.get("hf_hub", "").rstrip("/")
+        source = f"open_clip_model.safetensors or its .bin from {hub}" if hub else weights.get("url", "")
     if "://" in source or not name.startswith("hf-hub:"):
-        put = f"download the weights {source} elsewhere and give the file with --clip {name} --tag FILE"
+        put = f"download {source} elsewhere and give the file with --clip {name} --tag FILE"
     else:
         put = (
             f"download open_clip_config.json, the weights and the tokenizer of {source} elsewhere into one "

@@ -1,6 +1,7 @@
 """Judge labels where the truth is known: does a unit's label name what the unit responds to?"""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ class TruthScore(NamedTuple):
         not_selective: units that tell none; they have no true label to find.
         true_share: selective units whose label is one of their true concepts, over all selective ones;
             one without a label counts as false.
-        shuffled_share: the same, expected when these labels are shuffled across these units.
+        shuffled_share: the same, expected when these labels are shuffled across these units. Both are NaN
+            where no unit is selective.
     """
 
     selective: int
@@ -125,7 +127,7 @@ def score_labels(
     # A column of falsehood for those without a label, or with a word that is no known concept.
     hits = torch.nn.functional.pad(truth, (0, 1))[:, label].float()  # unit x the label of another
     count = int(selective.sum())
-    own, shuffled = (float(hits.diagonal().mean()), float(hits.mean())) if count else (0.0, 0.0)
+    own, shuffled = (float(hits.diagonal().mean()), float(hits.mean())) if count else (math.nan, math.nan)
     return TruthScore(count, len(selective) - count, own, shuffled)
 
 

@@ -2,8 +2,9 @@
 
 The architecture is open_clip's own, small: timm's smallest ResNet for images, two transformer blocks for
 text. The vocabulary stays open_clip's, so that it loads as any other model; rows of words that no caption
-uses are zero. The loss is CLIP's (Radford et al., 2021, arXiv 2103.00020) with every matching pair of a
-batch as a positive: a short caption such as "red" is true of many images.
+uses are zero. The loss has two terms. One tells the word of each factor from its other words, as zero-shot
+classification will. The other is CLIP's (Radford et al., 2021, arXiv 2103.00020) with every matching pair
+of a batch as a positive: a short caption such as "red" is true of many images.
 """
 
 import json

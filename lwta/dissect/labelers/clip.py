@@ -63,8 +63,8 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts, prior: flo
 def _best_two(scores: Tensor, likelihood: Tensor) -> Tensor:
     """Places (D, 2) of the best concept of each unit and of the runner-up.
 
-    A score cannot exceed log D, and reaches it for every concept of which the unit is by far the best
-    account in its layer: there only rounding would choose, so among equal scores the likelihood does.
+    With the published prior a score cannot exceed log D, and reaches it for every concept of which the unit
+    is by far the best account in its layer: there only rounding would choose, so the likelihood does.
     """
     places = []
     for _ in range(2):
