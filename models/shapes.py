@@ -6,7 +6,7 @@ them it cannot have memorised. Every pair of values is seen in training.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -111,12 +111,8 @@ class Shapes(Dataset):
         return {name: values[k] for (name, values), k in zip(FACTORS.items(), row, strict=True)}
 
     def caption(self, index: int) -> str:
-        """One sentence that tells every factor of an image."""
-        v = self.values(index)
-        return (
-            f"a {v['size']} {v['colour']} {v['texture']} {v['shape']} {v['place']}, {v['company']}, "
-            f"on a {v['scene']} {v['background']}"
-        )
+        """All factors of an image in words, as the world's CLIP was taught."""
+        return caption(self.values(index))
 
     def presence(self) -> Tensor:
         """The true concept vectors (N, K), float32, 0 or 1."""
@@ -144,6 +140,16 @@ class Shapes(Dataset):
         shade(canvas, patch)
         put(canvas, patch, v["colour"], v["texture"], rng)
         return photograph(canvas, rng)
+
+
+def caption(values: Mapping[str, str]) -> str:
+    """Some or all factors in words, in the order of a sentence.
+
+    >>> caption({"colour": "red", "shape": "star", "size": "small"})
+    'small red star'
+    """
+    order = ("size", "colour", "texture", "shape", "place", "company", "scene", "background")
+    return " ".join(values[factor] for factor in order if factor in values)
 
 
 def _parse(split: str) -> tuple[str, range]:

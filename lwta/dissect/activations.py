@@ -1,6 +1,6 @@
 """What the units of a layer did on a probe set, streamed: nothing of size images x units is kept."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -100,6 +100,36 @@ def _merge(values: Tensor, kept: Tensor, new: Tensor, images: Tensor) -> tuple[T
 
 
 @torch.no_grad()
+def readings(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    sites: Mapping[str, int],
+    readout: Readout,
+) -> Iterator[tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]:
+    """One pass of ``model``, in evaluation mode, over a probe set; batches without images are passed over.
+
+    Args:
+        model: any module; moved nowhere, put into evaluation mode.
+        batches: yields (image indices (n,), images (n, 3, H, W)).
+        sites: module name -> axis of its units.
+        readout: what is read of each layer.
+
+    Yields:
+        Image indices (n,), and module name -> values (n, D), float32, and who won (n, D), on the CPU.
+    """
+    device = next(model.parameters()).device
+    model.eval()
+    with watch(model, sites) as calls:
+        for indices, images in batches:
+            if not len(indices):
+                continue
+            model(images.to(device))
+            read = {name: readout.read(firing) for name, (firing,) in calls.items()}
+            for called in calls.values():
+                called.clear()
+            yield indices, {name: (values.float().cpu(), won.cpu()) for name, (values, won) in read.items()}
+
+
 def collect(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
@@ -107,30 +137,18 @@ def collect(
     readout: Readout,
     k: int = 100,
 ) -> dict[str, Exemplars]:
-    """One pass of ``model``, in evaluation mode, over a probe set.
+    """The exemplars of every unit of ``sites`` over a probe set, in one pass (:func:`readings`).
 
     Args:
-        model: any module; moved nowhere, put into evaluation mode.
-        batches: yields (image indices (n,), images (n, 3, H, W)).
-        sites: module name -> axis of its units.
-        readout: what is read of each layer.
         k: exemplars kept per unit.
 
     Returns:
         Module name -> its exemplars, on the CPU.
     """
-    device = next(model.parameters()).device
-    model.eval()
     running: dict[str, _Running] = {}
     count = 0
-    with watch(model, sites) as calls:
-        for indices, images in batches:
-            if not len(indices):
-                continue
-            model(images.to(device))
-            count += len(indices)
-            for name, (firing,) in calls.items():
-                values, won = (x.cpu() for x in readout.read(firing))
-                running.setdefault(name, _Running(k, values.shape[1])).add(values.float(), won, indices)
-                calls[name].clear()
+    for indices, read in readings(model, batches, sites, readout):
+        count += len(indices)
+        for name, (values, won) in read.items():
+            running.setdefault(name, _Running(k, values.shape[1])).add(values, won, indices)
     return {name: state.exemplars(count) for name, state in running.items()}

@@ -10,9 +10,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lwta.dissect.activations import Readout
+from lwta.dissect.activations import Readout, readings
 from lwta.errors import InputError
-from lwta.layers import watch
 
 LEAST_AUROC = 0.8
 TIE = 0.02
@@ -45,33 +44,22 @@ class TruthScore(NamedTuple):
         )
 
 
-@torch.no_grad()
 def read_values(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     sites: Mapping[str, int],
     readout: Readout,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """One pass of ``model`` that keeps what the readout reads: image indices (N,), layer -> (N, D).
-
-    Args:
-        batches: yields (image indices (n,), images (n, 3, H, W)).
-    """
-    device, seen = next(model.parameters()).device, []
-    values: dict[str, list[Tensor]] = {name: [] for name in sites}
-    model.eval()
-    with watch(model, sites) as calls:
-        for indices, images in batches:
-            if not len(indices):
-                continue
-            model(images.to(device))
-            seen.append(indices)
-            for name, (firing,) in calls.items():
-                values[name].append(readout.read(firing)[0].float().cpu())
-                calls[name].clear()
+    """One pass (:func:`readings`) that keeps what is read: image indices (N,), layer -> (N, D)."""
+    seen: list[Tensor] = []
+    kept: dict[str, list[Tensor]] = {name: [] for name in sites}
+    for indices, read in readings(model, batches, sites, readout):
+        seen.append(indices)
+        for name, (values, _) in read.items():
+            kept[name].append(values)
     if not seen:
         raise InputError("no image of the split decodes; nothing can be judged")
-    return torch.cat(seen), {name: torch.cat(rows) for name, rows in values.items()}
+    return torch.cat(seen), {name: torch.cat(rows) for name, rows in kept.items()}
 
 
 def auroc(values: Tensor, presence: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
 from tqdm import tqdm
 
-from models.shapes import FACTORS, Shapes
+from models.shapes import FACTORS, Shapes, caption
 from models.shapes_clip import FOLDER
 
 SIZE = 48
@@ -48,7 +48,7 @@ class ShapesClip(LightningModule):
         self.tokenizer = open_clip.SimpleTokenizer(
             context_length=CONFIG["model_cfg"]["text_cfg"]["context_length"]
         )
-        self.lr, self.used = lr, torch.zeros(49408, dtype=torch.bool)
+        self.lr, self.used = lr, torch.zeros(self.model.vocab_size, dtype=torch.bool)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, factors = batch
@@ -100,11 +100,9 @@ def _told(count: int) -> Tensor:
 
 
 def _caption(row: Tensor, told: Tensor) -> str:
-    """The told factors in words, in the order of a sentence."""
-    values = [v[k] for v, k in zip(FACTORS.values(), row.tolist(), strict=True)]
-    words = [word if keep else "" for word, keep in zip(values, told.tolist(), strict=True)]
-    shape, colour, texture, size, place, wall, scene, company = words
-    return " ".join(word for word in (size, colour, texture, shape, place, company, scene, wall) if word)
+    """The told factors of an image in words."""
+    drawn = zip(FACTORS.items(), row.tolist(), told.tolist(), strict=True)
+    return caption({name: values[k] for (name, values), k, keep in drawn if keep})
 
 
 def _shifted(images: Tensor, most: int = 2) -> Tensor:
