@@ -1,6 +1,6 @@
 """Activation modules: local winner-takes-all, and top-k as its baseline."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lwta import functional
+from lwta.errors import InputError
 from lwta.functional import Winners
 from lwta.gradient import one_hot
 
@@ -163,44 +164,62 @@ def sampled(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextmanager
-def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list[Firing]]]:
-    """Collect every call of the named activation sites while the context is open.
+def observe(
+    model: nn.Module, sites: Mapping[str, int], seen: Callable[[str, Firing], None]
+) -> Iterator[None]:
+    """Call ``seen`` with the name and the :class:`Firing` of every call of the named modules, as it happens.
 
     Args:
         model: any module.
         sites: module name -> axis of the units. At an LWTA module the axis is its own.
 
-    Yields:
-        name -> its calls, in call order. Clear the lists to start anew.
-
+    Nothing is kept between calls, and what a later in-place operation would overwrite can be read in time.
     A compiled model runs eagerly meanwhile: what is already compiled does not see new hooks.
+
+    Raises:
+        InputError: where a module returns anything but a tensor.
     """
-    calls: dict[str, list[Firing]] = {name: [] for name in sites}
     handles = []
     try:
         for name, dim in sites.items():
             module = model.get_submodule(name)
-            hook = _winners_hook if isinstance(module, LWTA) else _nonzero_hook
+            hook = _winners_hook if isinstance(module, LWTA) else _values_hook
             target = module.competition if isinstance(module, LWTA) else module
-            handles.append(target.register_forward_hook(hook(calls[name], dim)))
+            handles.append(target.register_forward_hook(hook(name, seen, dim)))
         with torch.compiler.set_stance("force_eager"):
-            yield calls
+            yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _winners_hook(calls: list[Firing], _: int):
+@contextmanager
+def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list[Firing]]]:
+    """Collect every call of the named modules while the context is open (:func:`observe`).
+
+    Yields:
+        name -> its calls, in call order. Clear the lists to start anew.
+    """
+    calls: dict[str, list[Firing]] = {name: [] for name in sites}
+    with observe(model, sites, lambda name, firing: calls[name].append(firing)):
+        yield calls
+
+
+def _winners_hook(name: str, seen: Callable[[str, Firing], None], _: int):
     def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> None:
         x, dim = inputs[0], functional.positive_axis(module.dim, inputs[0].ndim)
         mask = one_hot(out.winner.unsqueeze(dim + 1), module.competitors, dim + 1)
-        calls.append(Firing(out.values, mask.flatten(dim, dim + 1), dim, x, out.winner))
+        seen(name, Firing(out.values, mask.flatten(dim, dim + 1), dim, x, out.winner))
 
     return hook
 
 
-def _nonzero_hook(calls: list[Firing], dim: int):
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        calls.append(Firing(out, out != 0, functional.positive_axis(dim, out.ndim)))
+def _values_hook(name: str, seen: Callable[[str, Firing], None], dim: int):
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], out: object) -> None:
+        if not isinstance(out, Tensor):
+            raise InputError(
+                f"the layer {name} returns a {type(out).__name__}, not a tensor; name a module inside it"
+            )
+        seen(name, Firing(out, out != 0, functional.positive_axis(dim, out.ndim)))
 
     return hook

@@ -61,7 +61,8 @@ class IndexedImages(Dataset):
             return index, None, -1
         return index, self.transform(image), target
 
-    def collate_indexed(self, items: list[tuple[int, Tensor | None, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    @staticmethod
+    def collate_indexed(items: list[tuple[int, Any, int]]) -> tuple[Tensor, Any, Tensor]:
         """(indices, images, classes), broken images left out; empty tensors where all are broken."""
         kept = [item for item in items if item[1] is not None]
         if not kept:

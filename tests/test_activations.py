@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lwta import LWTA
-from lwta.dissect.activations import Readout, collect
+from lwta.dissect.activations import Readout
+from lwta.dissect.record import collect as collect_records
 from lwta.errors import InputError
 from lwta.layers import Firing
 
@@ -70,7 +71,7 @@ def pooled(column, fire):
 @pytest.mark.parametrize(("shape", "dim", "kind", "prefix"), LAYOUTS)
 def test_read_agrees_with_a_loop_over_images_units_and_positions(shape, dim, kind, prefix):
     x, fired = randn(*shape), randn(*shape, seed=1) > 0.8
-    values, won = Readout(kind, prefix).read(Firing(x, fired, dim))
+    values, won, peaks, count = Readout(kind, prefix).read(Firing(x, fired, dim, winner=torch.empty(0)))
     places, fires = naive_positions(x, dim, kind, prefix), naive_positions(fired, dim, kind, prefix)
     assert values.shape == won.shape == (3, 4)
     for i in range(3):
@@ -80,12 +81,37 @@ def test_read_agrees_with_a_loop_over_images_units_and_positions(shape, dim, kin
             value = pooled(column, fire) if kind == "max" else sum(column) / len(column)
             assert values[i, unit].item() == pytest.approx(value, rel=1e-6, abs=1e-6)
             assert won[i, unit].item() == any(fire)
+            assert count == len(column)
+            if any(fire):
+                assert column[peaks[i, unit]] == pooled(column, fire)
+                assert fire[peaks[i, unit]]
+
+
+@pytest.mark.parametrize(("shape", "dim", "kind", "prefix"), LAYOUTS)
+def test_units_that_do_not_compete_are_read_as_published(shape, dim, kind, prefix):
+    x = randn(*shape).relu()
+    values, won, peaks, _ = Readout(kind, prefix).read(Firing(x, x != 0, dim))
+    places = naive_positions(x, dim, kind, prefix)
+    expected = places.amax(1) if kind == "max" else places.mean(1)
+    torch.testing.assert_close(values, expected)
+    assert torch.equal(won, (places != 0).any(1))
+    assert torch.equal(places.gather(1, peaks[:, None])[:, 0], places.amax(1))
+
+
+def test_patches_are_read_at_their_strongest_and_need_positions():
+    x = randn(3, 7, 4)
+    found = Readout("patches", 1).read(Firing(x, x != 0, 2))
+    assert torch.equal(found.values, x[:, 1:].amax(1))
+    assert torch.equal(found.positions, x[:, 1:].argmax(1))
+    assert found.places == 6
+    with pytest.raises(InputError, match="readout patches needs positions, and this layer has none"):
+        Readout("patches").read(Firing(x[:, 0], x[:, 0] != 0, 1))
 
 
 def test_a_unit_won_where_it_fired_whatever_its_value():
     values = torch.tensor([[[0.0, 5.0], [-2.0, 3.0]]])
     fired = torch.tensor([[[True, False], [True, False]]])
-    read, won = Readout("cls", 1).read(Firing(values, fired, 2))
+    read, won, *_ = Readout("cls", 1).read(Firing(values, fired, 2))
     assert won.tolist() == [[True, False]]
     assert read.tolist() == [[0.0, 5.0]]
 
@@ -100,11 +126,16 @@ def test_cls_is_refused_where_there_is_no_class_token(shape, dim, prefix):
 
 
 def test_an_unknown_readout_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match="one of cls, mean, max, not 'median'"):
+    with pytest.raises(InputError, match="one of cls, mean, max, patches, not 'median'"):
         Readout("median")
 
 
 # --- collect -------------------------------------------------------------------------------------
+
+
+def collect(*args):
+    """The exemplars of every layer."""
+    return {name: record.exemplars() for name, record in collect_records(*args).items()}
 
 
 class Tokens(nn.Module):
@@ -177,7 +208,7 @@ def naive_collect(model, layer, dim, images, kind, prefix, k):
                 wins.append((value, i))
     found = {}
     for unit, wins in seen.items():
-        negative = sum(value < 0 for value, _ in wins) > len(wins) / 2
+        negative = competitors is not None and sum(value < 0 for value, _ in wins) > len(wins) / 2
         found[unit] = (sorted(wins, reverse=not negative)[:k], len(wins), negative)
     return found
 

@@ -268,7 +268,7 @@ def test_the_numbers_are_those_of_single_images_and_of_train_test(compared):
         assert found.loc[path.name, "parameters"] == sum(p.numel() for p in run.model.backbone.parameters())
         assert found.loc[path.name, "weights"] == run.weights
         labels = pd.read_parquet(path / "labels.parquet")
-        labels = labels[labels["text"].notna()]
+        labels = labels[labels["label"].notna()]
         assert found.loc[path.name, "label_score"] == pytest.approx(labels["score"].mean(), nan_ok=True)
         assert found.loc[path.name, "labelled_units"] == len(labels)
     assert found.loc["sparse", "position_competing"] == pytest.approx(1 / 24)

@@ -36,13 +36,13 @@ def test_label_writes_every_unit_once(run, capsys):
     labels = pd.read_parquet(run / "labels.parquet")
     assert len(labels) == 2 * 96
     assert not labels.duplicated(["layer", "unit"]).any()
-    assert set(labels["text"].dropna()) <= {"blue", "green", "red"}
-    assert labels["text"].notna().sum() > 0
-    unlabelled = labels[labels["text"].isna()]
+    assert set(labels["label"].dropna()) <= {"blue", "green", "red"}
+    assert labels["label"].notna().sum() > 0
+    unlabelled = labels[labels["label"].isna()]
     assert unlabelled["reason"].notna().all()
     assert (labels["wins"].groupby([labels["layer"], labels["unit"] // 24]).sum() == SPLITS["train"]).all()
     again = pd.read_csv(run / "labels.csv")
-    assert again["text"].fillna("").tolist() == labels["text"].fillna("").tolist()
+    assert again["label"].fillna("").tolist() == labels["label"].fillna("").tolist()
     assert "blocks.1.mlp.act: 96 units" in capsys.readouterr().out
 
 
@@ -54,7 +54,7 @@ def test_a_concept_file_gives_the_labels_of_its_columns(run, tmp_path):
     dissect.main(["label", f"--run={run}", "--probe=train", f"--concepts={tmp_path / 'concepts.csv'}"])
     renamed = pd.read_parquet(run / "labels.parquet")
     words = {"blue": "sea", "green": "leaf", "red": "fire"}
-    assert renamed["text"].dropna().tolist() == [words[text] for text in own["text"].dropna()]
+    assert renamed["label"].dropna().tolist() == [words[text] for text in own["label"].dropna()]
     np.testing.assert_allclose(renamed["score"].dropna(), own["score"].dropna(), rtol=1e-5)
 
 

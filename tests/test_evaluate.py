@@ -120,7 +120,7 @@ def table(layer, texts, negative=()):
         {
             "layer": layer,
             "unit": range(len(texts)),
-            "text": pd.Series(texts, dtype="object"),
+            "label": pd.Series(texts, dtype="object"),
             "negative": [unit in negative for unit in range(len(texts))],
         }
     )
@@ -137,7 +137,7 @@ def looped(labels, values, presence):
             count += 1
             if truth:
                 truths.append(truth)
-                told.append(row["text"])
+                told.append(row["label"])
     shares = [
         sum(text in truth for text, truth in zip(order, truths, strict=True)) / len(truths)
         for order in permutations(told)
@@ -202,7 +202,7 @@ def test_without_a_selective_unit_nothing_is_true():
 def test_labels_of_another_number_of_units_are_refused(judged):
     labels, values, presence = judged
     with pytest.raises(InputError, match="the labels tell 2 units of a, which has 3"):
-        score_labels(labels.drop_duplicates(["layer", "text"]), values, NAMES, presence)
+        score_labels(labels.drop_duplicates(["layer", "label"]), values, NAMES, presence)
 
 
 def test_judging_warns_of_nothing(judged):

@@ -450,11 +450,11 @@ def test_top_limits_what_is_listed_and_not_what_is_counted(vit, image, top):
 def test_labels_appear_with_their_units_and_their_rivals(vit, image):
     first, second, third, fourth = vit_explained(vit, image, [LAST]).layers[0].fired
     labels = table_of(
-        {"unit": first.unit, "text": "grass", "runner_up": "forest", "score": 1.0},
-        {"unit": first.rival, "text": "sea"},
+        {"unit": first.unit, "label": "grass", "label_2": "forest", "score": 1.0},
+        {"unit": first.rival, "label": "sea"},
         {"unit": second.unit, "alive": False, "reason": "never won"},
     )
-    elsewhere = table_of({"unit": third.unit, "text": "of another layer"}, layer=FIRST)
+    elsewhere = table_of({"unit": third.unit, "label": "of another layer"}, layer=FIRST)
     explained = vit_explained(vit, image, [LAST], labels=pd.concat([labels, elsewhere]))
     one, two, three, four = explained.layers[0].fired
     assert (one.label, one.runner_up, one.reason, one.rival_label) == ("grass", "forest", None, "sea")
@@ -473,7 +473,7 @@ def test_a_value_of_the_other_sign_than_the_label_describes_is_marked(vit, image
     fired = vit_explained(vit, image, [LAST]).layers[0].fired
     assert {u.value < 0 for u in fired} == {True, False}
     for negative in (True, False):
-        labels = table_of(*({"unit": u.unit, "text": "grass", "negative": negative} for u in fired))
+        labels = table_of(*({"unit": u.unit, "label": "grass", "negative": negative} for u in fired))
         labels = labels.astype(COLUMNS) if typed else labels
         explained = vit_explained(vit, image, [LAST], labels=labels)
         for u in explained.layers[0].fired:
@@ -496,7 +496,7 @@ def test_without_a_label_no_sign_differs(vit, image):
 
 def test_an_explanation_is_json_and_loses_nothing_there(vit, image):
     unit = vit_explained(vit, image, [LAST]).layers[0].fired[0].unit
-    labels = table_of({"unit": unit, "text": "grass"}).astype(COLUMNS)
+    labels = table_of({"unit": unit, "label": "grass"}).astype(COLUMNS)
     explained = vit_explained(vit, image, labels=labels, name="test:12")
     found = json.loads(json.dumps(explained.to_dict(), allow_nan=False))
     assert (found["image"], found["target"], found["readout"]) == ("test:12", explained.target, "cls")

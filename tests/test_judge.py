@@ -37,8 +37,8 @@ def run(labelled, tmp_path):
 
 def test_the_embedded_world_is_labelled_by_its_own_words_and_clip(labelled):
     labels, identity = read_labels(labelled)
-    assert set(labels["text"].dropna()) <= set(CONCEPTS)
-    assert labels["text"].notna().any()
+    assert set(labels["label"].dropna()) <= set(CONCEPTS)
+    assert labels["label"].notna().any()
     assert identity["probe"] == "validate"
     assert identity["clip"].startswith("local-dir:shapes_clip ")
     assert identity["templates"] == "{}"
@@ -47,7 +47,7 @@ def test_the_embedded_world_is_labelled_by_its_own_words_and_clip(labelled):
 def test_its_classes_are_concepts_too(run):
     dissect.main(["label", f"--run={run}", "--concepts=classes"])
     labels, identity = read_labels(run)
-    assert set(labels["text"].dropna()) <= set(FACTORS["shape"])
+    assert set(labels["label"].dropna()) <= set(FACTORS["shape"])
     assert "clip" not in identity
 
 

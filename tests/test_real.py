@@ -38,7 +38,7 @@ def test_a_sparse_network_learns_and_explains_a_photograph(cifar10, tmp_path, ca
     dissect.main(["label", f"--run={run}"])
     labels = pd.read_parquet(run / "labels.parquet")
     assert len(labels) == 4 * 384
-    assert set(labels["text"].dropna()) <= set(load_run(run).data.class_names)
+    assert set(labels["label"].dropna()) <= set(load_run(run).data.class_names)
     capsys.readouterr()
     dissect.main(["explain", f"--run={run}", "test:0", "--json"])
     (explanation,) = json.loads(capsys.readouterr().out)

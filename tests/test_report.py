@@ -27,7 +27,7 @@ NAUGHTY = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "a 
 
 
 def row(**changes):
-    fields = {"unit": 7, "text": "grass", "runner_up": "sea", "win_rate": 0.125, "negative": False}
+    fields = {"unit": 7, "label": "grass", "label_2": "sea", "win_rate": 0.125, "negative": False}
     return fields | changes
 
 
@@ -94,7 +94,7 @@ def test_untrusted_text_appears_as_text_wherever_it_is_shown(text):
         run=text,
         summary=[(text, text)],
         layer=text,
-        rows=[row(text=text, runner_up=text)],
+        rows=[row(label=text, label_2=text)],
         explained=[explained_image(unit(label=text), image=text, classes=[(text, 0.7), ("deer", 0.2)])],
     )
     assert found.tags == plain.tags
@@ -114,7 +114,7 @@ def test_the_link_to_a_page_leads_to_its_file_whatever_its_name(name):
 
 
 def test_the_numbers_of_units_and_layers_are_shown():
-    rows = [row(), row(unit=3, text="sky", runner_up="cloud", win_rate=0.5, negative=True)]
+    rows = [row(), row(unit=3, label="sky", label_2="cloud", win_rate=0.5, negative=True)]
     text = rendered(rows=rows, strips=[picture()] * 2, labelled=5).text
     assert "5 of 96 units carry a label; the 2 with the best scores are shown, all are in labels.csv." in text
     assert "grass or sea unit 7, won on 12.50 % of the probe images sky or cloud unit 3" in text
@@ -199,7 +199,7 @@ def test_the_best_labels_are_shown_with_the_images_on_which_their_units_won(repo
     assert scores[shown].tolist() == scores.dropna().nlargest(3).tolist()
     images = load_run(reported.run).data.dataset("train")
     for number, row in zip(shown, labels.set_index("unit").loc[shown].to_dict("records"), strict=True):
-        said = f"{row['text']} or {row['runner_up']} unit {number}, won on {100 * row['win_rate']:.2f} % of"
+        said = f"{row['label']} or {row['label_2']} unit {number}, won on {100 * row['win_rate']:.2f} % of"
         assert said in page.text
         tiles = np.asarray(page.images[f"images on which unit {number} won hardest"]).astype(int)
         side = len(tiles)

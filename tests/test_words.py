@@ -66,9 +66,9 @@ def passes(monkeypatch):
 
 
 def same_labels(one, other):
-    columns = ["layer", "unit", "text", "runner_up", "alive", "wins", "negative", "reason"]
+    columns = ["layer", "unit", "label", "label_2", "alive", "wins", "negative", "reason"]
     pd.testing.assert_frame_equal(one[columns], other[columns])
-    for score in ("score", "runner_up_score"):
+    for score in ("score", "score_2"):
         np.testing.assert_allclose(one[score], other[score], rtol=1e-4)
     assert [list(row) for row in one["exemplars"]] == [list(row) for row in other["exemplars"]]
 
@@ -82,8 +82,8 @@ def test_labels_are_those_of_a_matrix_that_open_clip_made_by_hand(
 ):
     dissect.main(["label", *asked, f"--templates={json.dumps(templates)}"])
     found, identity = read_labels(run)
-    assert set(found["text"].dropna()) <= set(WORDS)
-    assert found["text"].nunique() > 1
+    assert set(found["label"].dropna()) <= set(WORDS)
+    assert found["label"].nunique() > 1
     assert identity.keys() == {"weights", "probe", "readout", "prior", "concepts", "clip", "templates"}
     model, transform = open_clip.create_model_from_pretrained(f"local-dir:{clip_folder}")
     tokenizer = open_clip.get_tokenizer(f"local-dir:{clip_folder}")
@@ -125,11 +125,11 @@ def test_the_images_go_to_loader_processes_that_start_anew_as_on_a_mac(asked, mo
 
 def test_classes_are_words_for_an_encoder_and_the_embedded_world_has_both(run, clip_folder):
     dissect.main(["label", f"--run={run}", f"--clip={clip_folder}", "--probe=train"])
-    assert set(read_labels(run)[0]["text"].dropna()) <= {"blue", "green", "red"}
+    assert set(read_labels(run)[0]["label"].dropna()) <= {"blue", "green", "red"}
     assert "clip" in read_labels(run)[1]
     dissect.main(["label", f"--run={run}", "--concepts=shapes", "--clip=shapes", "--probe=train"])
     labels, identity = read_labels(run)
-    assert set(labels["text"].dropna()) <= set(CONCEPTS)
+    assert set(labels["label"].dropna()) <= set(CONCEPTS)
     assert identity["clip"].startswith("local-dir:shapes_clip ")
 
 
@@ -184,7 +184,7 @@ def test_explain_labels_first_and_only_once(run, asked, passes, capsys):
     dissect.main(["explain", *asked, "test:0", "--json"])
     first = json.loads(capsys.readouterr().out)
     assert passes == [["blocks.0.mlp.act", "blocks.1.mlp.act"]]  # all: no layer is left without labels
-    labels = read_labels(run)[0].query("layer == 'blocks.1.mlp.act'").set_index("unit")["text"]
+    labels = read_labels(run)[0].query("layer == 'blocks.1.mlp.act'").set_index("unit")["label"]
     for unit in first[0]["layers"][0]["fired"]:
         assert unit["label"] == (labels[unit["unit"]] or None)
     assert {unit["label"] for unit in first[0]["layers"][0]["fired"]} & set(WORDS)

@@ -1,15 +1,33 @@
 """What the units of a layer did on a probe set, streamed: nothing of size images x units is kept."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lwta.errors import InputError
-from lwta.layers import Firing, watch
+from lwta.layers import LWTA, Firing, observe
 
-READOUTS = ("cls", "mean", "max")
+READOUTS = ("cls", "mean", "max", "patches")
+
+
+class Reading(NamedTuple):
+    """What a readout reads of one layer for n images.
+
+    Attributes:
+        values: (n, D), float32.
+        won: bool (n, D), whether the unit fired at a position read.
+        positions: int64 (n, D), the position at which it was strongest, counted over the positions read.
+        places: T, positions read.
+    """
+
+    values: Tensor
+    won: Tensor
+    positions: Tensor
+    places: int
 
 
 @dataclass(frozen=True)
@@ -17,7 +35,8 @@ class Readout:
     """What is read of a layer for one image.
 
     Attributes:
-        kind: ``cls`` reads the class token, ``mean`` and ``max`` pool over patches or pixels.
+        kind: ``cls`` reads the class token, ``mean`` and ``max`` pool over patches or pixels;
+            ``patches`` reads as ``max`` does, and the exemplars are the patches instead of the images.
         prefix: number of prefix tokens (class, register, distillation); they are no patches.
     """
 
@@ -28,75 +47,66 @@ class Readout:
         if self.kind not in READOUTS:
             raise InputError(f"readout is one of {', '.join(READOUTS)}, not {self.kind!r}")
 
+    @property
+    def peak(self) -> bool:
+        """Whether a unit's value is the one at its strongest position."""
+        return self.kind in ("max", "patches")
+
     def positions(self, x: Tensor, dim: int) -> Tensor:
         """(N, ..., D, ...) to (N, T, D): the positions that this readout looks at, T = 1 for ``cls``."""
+        x, axis = self._flat(x, dim)
+        return x.movedim(axis, 1)
+
+    def _flat(self, x: Tensor, dim: int) -> tuple[Tensor, int]:
+        """(N, T, D) or (N, D, T), as the units lie in memory, and the axis of the positions."""
         tokens = x.ndim == 3 and dim == 2
-        x = x.movedim(dim, -1).flatten(1, -2) if x.ndim > 2 else x.unsqueeze(1)
         if self.kind == "cls":
             if not (tokens and self.prefix):
                 raise InputError("readout cls needs a class token, and this layer has none; use mean or max")
-            return x[:, :1]
-        return x[:, self.prefix :] if tokens else x
+            return x[:, :1], 1
+        if x.ndim == 2:
+            if self.kind == "patches":
+                raise InputError("readout patches needs positions, and this layer has none; use mean")
+            return x.unsqueeze(1), 1
+        if tokens:
+            return x[:, self.prefix :], 1
+        return (x.flatten(2), 2) if dim == 1 else (x.movedim(dim, -1).flatten(1, -2), 1)
 
-    def read(self, firing: Firing) -> tuple[Tensor, Tensor]:
-        """Value (N, D) of each unit for each image, and whether it won at a position read (N, D)."""
-        values = self.positions(firing.values, firing.dim)
-        fired = self.positions(firing.fired, firing.dim)
-        won = fired.any(1)
-        if self.kind == "max":
-            # Over the positions where it fired: elsewhere it is 0, which would outrank a negative win.
-            return values.masked_fill(~fired, -torch.inf).amax(1).masked_fill(~won, 0), won
-        return values.mean(1), won
+    def read(self, firing: Firing) -> Reading:
+        """What each unit did on each image."""
+        values, axis = self._flat(firing.values, firing.dim)
+        fired, _ = self._flat(firing.fired, firing.dim)
+        won, places = fired.any(axis), values.shape[axis]
+        # Where units compete, over the positions where one fired: elsewhere it is 0, which would outrank
+        # a negative win. Where they do not, as published.
+        shown = values if firing.winner is None else values.masked_fill(~fired, -torch.inf)
+        peak, positions = shown.max(axis)
+        if self.peak:
+            return Reading(peak.masked_fill(~won, 0).float(), won, positions, places)
+        return Reading(values.mean(axis, dtype=torch.float32), won, positions, places)
 
 
-@dataclass
-class Exemplars:
-    """Per unit, the images on which it won, the strongest first.
+@contextmanager
+def reading(model: nn.Module, sites: Mapping[str, int], readout: Readout) -> Iterator[dict[str, Reading]]:
+    """Read the named layers in each forward pass, at once, so that no map outlives its layer.
 
-    Attributes:
-        images: int64 (k, D), probe index of the r-th exemplar; -1 beyond the unit's wins.
-        values: (k, D), the unit's value there; a unit whose wins are mostly negative is ranked by -value.
-        wins: int64 (D,), images on which the unit won.
-        negative: bool (D,), most wins are negative.
-        count: N, images seen.
+    Yields:
+        name -> its reading of the last pass; clear it between passes.
+
+    Raises:
+        InputError: where a layer is called more than once in a pass, or returns no tensor.
     """
+    read: dict[str, Reading] = {}
 
-    images: Tensor
-    values: Tensor
-    wins: Tensor
-    negative: Tensor
-    count: int
+    def seen(name: str, firing: Firing) -> None:
+        if name in read:
+            raise InputError(
+                f"the layer {name} is called at several places in one pass; name the modules around it"
+            )
+        read[name] = readout.read(firing)
 
-
-class _Running:
-    """The largest ``k`` values of each unit with their images, and how often it won."""
-
-    def __init__(self, k: int, units: int) -> None:
-        # From minus infinity: a buffer of zeros would lose every negative win.
-        self.high = (torch.full((k, units), -torch.inf), torch.full((k, units), -1))
-        self.low = (torch.full((k, units), -torch.inf), torch.full((k, units), -1))
-        self.wins = torch.zeros(units, dtype=torch.long)
-        self.negative_wins = torch.zeros(units, dtype=torch.long)
-
-    def add(self, values: Tensor, won: Tensor, images: Tensor) -> None:
-        self.high = _merge(*self.high, values.masked_fill(~won, -torch.inf), images)
-        self.low = _merge(*self.low, (-values).masked_fill(~won, -torch.inf), images)
-        self.wins += won.sum(0)
-        self.negative_wins += (won & (values < 0)).sum(0)
-
-    def exemplars(self, count: int) -> Exemplars:
-        negative = self.negative_wins * 2 > self.wins
-        values = torch.where(negative, -self.low[0], self.high[0])
-        images = torch.where(negative, self.low[1], self.high[1])
-        images = images.masked_fill(values.isinf(), -1)
-        return Exemplars(images, values.masked_fill(values.isinf(), 0), self.wins, negative, count)
-
-
-def _merge(values: Tensor, kept: Tensor, new: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    all_values = torch.cat([values, new])
-    all_images = torch.cat([kept, images[:, None].expand_as(new)])
-    best, place = all_values.topk(len(values), dim=0)
-    return best, all_images.gather(0, place)
+    with observe(model, sites, seen):
+        yield read
 
 
 @torch.no_grad()
@@ -105,7 +115,7 @@ def readings(
     batches: Iterable[tuple[Tensor, Tensor]],
     sites: Mapping[str, int],
     readout: Readout,
-) -> Iterator[tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]:
+) -> Iterator[tuple[Tensor, dict[str, Reading]]]:
     """One pass of ``model``, in evaluation mode, over a probe set; batches without images are passed over.
 
     Args:
@@ -115,40 +125,19 @@ def readings(
         readout: what is read of each layer.
 
     Yields:
-        Image indices (n,), and module name -> values (n, D), float32, and who won (n, D), on the CPU.
+        Image indices (n,), and module name -> what was read of it.
     """
     device = next(model.parameters()).device
     model.eval()
-    with watch(model, sites) as calls:
+    with reading(model, sites, readout) as read:
         for indices, images in batches:
             if not len(indices):
                 continue
+            read.clear()
             model(images.to(device))
-            read = {name: readout.read(firing) for name, (firing,) in calls.items()}
-            for called in calls.values():
-                called.clear()
-            yield indices, {name: (values.float().cpu(), won.cpu()) for name, (values, won) in read.items()}
+            yield indices, dict(read)
 
 
-def collect(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    sites: Mapping[str, int],
-    readout: Readout,
-    k: int = 100,
-) -> dict[str, Exemplars]:
-    """The exemplars of every unit of ``sites`` over a probe set, in one pass (:func:`readings`).
-
-    Args:
-        k: exemplars kept per unit.
-
-    Returns:
-        Module name -> its exemplars, on the CPU.
-    """
-    running: dict[str, _Running] = {}
-    count = 0
-    for indices, read in readings(model, batches, sites, readout):
-        count += len(indices)
-        for name, (values, won) in read.items():
-            running.setdefault(name, _Running(k, values.shape[1])).add(values, won, indices)
-    return {name: state.exemplars(count) for name, state in running.items()}
+def is_competing(model: nn.Module, layer: str) -> bool:
+    """Whether the units of a layer compete."""
+    return isinstance(model.get_submodule(layer), LWTA)

@@ -55,8 +55,8 @@ def read_values(
     kept: dict[str, list[Tensor]] = {name: [] for name in sites}
     for indices, read in readings(model, batches, sites, readout):
         seen.append(indices)
-        for name, (values, _) in read.items():
-            kept[name].append(values)
+        for name, found in read.items():
+            kept[name].append(found.values.cpu())
     if not seen:
         raise InputError("no image of the split decodes; nothing can be judged")
     return torch.cat(seen), {name: torch.cat(rows) for name, rows in kept.items()}
@@ -108,7 +108,7 @@ def score_labels(
             raise InputError(f"the labels tell {len(rows)} units of {layer}, which has {read.shape[1]}")
         sign = torch.tensor(rows["negative"].to_numpy(dtype="float32")) * -2 + 1
         true.append(true_concepts(read * sign, presence))
-        told += [place.get(text, -1) for text in rows["text"].fillna("").tolist()]
+        told += [place.get(text, -1) for text in rows["label"].fillna("").tolist()]
     truth, label = torch.cat(true), torch.tensor(told)
     selective = truth.any(1)
     truth, label = truth[selective], label[selective]

@@ -103,7 +103,7 @@ class _Words:
     """Looks up labels by layer and unit."""
 
     def __init__(self, labels: pd.DataFrame | None) -> None:
-        rows = [] if labels is None else labels.drop(columns="exemplars").to_dict("records")
+        rows = [] if labels is None else labels.to_dict("records")
         self.rows = {(row["layer"], row["unit"]): row for row in rows}
 
     def of(self, layer: str, unit: int) -> dict[str, Any]:
@@ -121,7 +121,8 @@ def _layer(
     grids: Any,
     top: int,
 ) -> LayerExplanation:
-    values, won = (x[0] for x in readout.read(firing))
+    read = readout.read(firing)
+    values, won = read.values[0], read.won[0]
     fired = readout.positions(firing.fired, firing.dim)[0].float()  # (T, D)
     maps = _maps(firing, readout, grids)
     contribution = gradient.movedim(firing.dim, -1).flatten(0, -2).sum(0)
@@ -134,17 +135,17 @@ def _layer(
         rows.append(
             FiredUnit(
                 unit=unit,
-                label=label.get("text"),
-                runner_up=label.get("runner_up"),
+                label=label.get("label"),
+                runner_up=label.get("label_2"),
                 reason=label.get("reason"),
                 value=value,
                 margin=margin,
                 rival=rival,
-                rival_label=None if rival is None else words.of(layer, rival).get("text"),
+                rival_label=None if rival is None else words.of(layer, rival).get("label"),
                 win_rate=float(fired[:, unit].mean()),
                 contribution=float(contribution[unit]),
                 change=None,
-                sign_differs=bool(label.get("text")) and (value < 0) != bool(label.get("negative")),
+                sign_differs=bool(label.get("label")) and (value < 0) != bool(label.get("negative")),
                 map=None if maps is None else maps[:, :, unit].tolist(),
             )
         )
@@ -164,12 +165,12 @@ def _rival(module: LWTA, firing: Firing, readout: Readout, unit: int) -> tuple[f
     """Margin over the runner-up of the unit's block, and that runner-up.
 
     At the position read; where positions are pooled, at the one whose value the readout shows
-    (``max``) or where the unit fired hardest (``mean``).
+    (``max``, ``patches``) or where the unit fired hardest (``mean``).
     """
     assert firing.inputs is not None
     fired = readout.positions(firing.fired, firing.dim)[0, :, unit]
     values = readout.positions(firing.values, firing.dim)[0, :, unit]
-    strength = values if readout.kind == "max" else values.abs()
+    strength = values if readout.peak else values.abs()
     where = strength.masked_fill(~fired, -torch.inf).argmax()
     h = readout.positions(firing.inputs, firing.dim)[0, where]  # (D,)
     block, place = divmod(unit, module.competition.competitors)

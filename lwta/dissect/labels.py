@@ -1,77 +1,151 @@
-"""The label table: one schema for every labeler, dead units included."""
+"""The label table and the exemplars beside it: one schema for every labeler, dead units included."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lwta.dissect.store import digest, write_whole
 from lwta.errors import InputError
 
-COLUMNS = {
+NEXT = 4  # labels kept beside the best
+
+COLUMNS: dict[str, str] = {
     "layer": "string",
     "unit": "int64",
-    "text": "string",  # missing where the unit has no label
-    "score": "float64",
-    "runner_up": "string",
-    "runner_up_score": "float64",
+    "block": "Int64",  # missing where units do not compete
     "alive": "bool",  # won on at least one probe image
     "wins": "int64",  # probe images on which it won
     "win_rate": "float64",
     "negative": "bool",  # wins mostly with negative values; the label describes those
+    "label": "string",  # missing where the unit has none
+    "score": "float64",
+    **{
+        f"{name}_{n}": kind
+        for n in range(2, NEXT + 2)
+        for name, kind in (("label", "string"), ("score", "float64"))
+    },
     "reason": "string",  # why there is no label
-    "exemplars": "object",  # probe indices of the images on which it won hardest, at most nine
+    "labeler": "string",
+    "fingerprint": "string",  # of everything the label depends on
+}
+
+EXEMPLARS: dict[str, str] = {
+    "layer": "string",
+    "unit": "int64",
+    "rank": "int64",  # 0 is the image on which it won hardest
+    "image": "int64",  # probe index
+    "name": "string",  # file name, where the probe set has them
+    "value": "float64",
+    "position": "int64",  # patch or pixel at which it was strongest, counted over those read
 }
 
 
-def write_labels(folder: str | Path, labels: pd.DataFrame, identity: dict[str, Any]) -> list[Path]:
-    """Write ``labels.parquet`` and ``labels.csv`` into a run folder, whole or not at all.
+class Labels(NamedTuple):
+    """Labels of units.
 
-    Args:
-        identity: what the labels were made from (weights, probe set, readout, concepts); kept in the
-            parquet file, so that labels are never shown beside other weights.
+    Attributes:
+        table: :data:`COLUMNS`, a row for each unit, layer by layer.
+        exemplars: :data:`EXEMPLARS`, the images on which each won hardest.
+        identity: what the labels were made from (weights, probe images, readout, concepts, ...); of another
+            identity they are never shown as these.
+        options: how they were asked for, so that more can be asked alike.
+        units: layer -> D; where the table has fewer rows, only some units were asked for.
     """
-    # Plain lists, also of rows read before: the CSV would write numpy's in another way.
-    labels = labels.assign(exemplars=labels["exemplars"].map(lambda row: [int(i) for i in row]))
-    table = pa.Table.from_pandas(labels.astype(COLUMNS)[list(COLUMNS)], preserve_index=False)
-    lists = pa.array(labels["exemplars"].tolist(), pa.list_(pa.int64()))  # also where all are empty
-    table = table.set_column(table.schema.get_field_index("exemplars"), "exemplars", lists)
-    table = table.replace_schema_metadata({"lwta": json.dumps(identity)})
-    paths = [Path(folder) / "labels.parquet", Path(folder) / "labels.csv"]
-    parts = [path.with_suffix(path.suffix + ".part") for path in paths]
-    pq.write_table(table, parts[0])
-    labels.to_csv(parts[1], index=False)
-    for part, path in zip(parts, paths, strict=True):
-        part.replace(path)
+
+    table: pd.DataFrame
+    exemplars: pd.DataFrame
+    identity: dict[str, Any]
+    options: dict[str, Any]
+    units: dict[str, int]
+
+    @property
+    def partial(self) -> list[str]:
+        """Layers of which not every unit was asked for."""
+        rows = self.table["layer"].value_counts()
+        return [layer for layer, units in self.units.items() if rows.get(layer, 0) < units]
+
+    def joined(self, others: "Labels") -> "Labels":
+        """These, and what ``others``, made alike, have of other units."""
+        mine = pd.MultiIndex.from_frame(self.table[["layer", "unit"]])
+        tables = [
+            pd.concat([own, other[~pd.MultiIndex.from_frame(other[["layer", "unit"]]).isin(mine)]])
+            for own, other in ((self.table, others.table), (self.exemplars, others.exemplars))
+        ]
+        units = others.units | self.units
+        order = {layer: place for place, layer in enumerate(units)}
+        table, exemplars = (
+            frame.sort_values(
+                ["layer", *keys], key=lambda c: c.map(order) if c.name == "layer" else c, kind="stable"
+            ).reset_index(drop=True)
+            for frame, keys in zip(tables, (["unit"], ["unit", "rank"]), strict=True)
+        )
+        return self._replace(table=table, exemplars=exemplars, units=units)
+
+
+def write_labels(folder: str | Path, labels: Labels) -> list[Path]:
+    """Write ``labels.parquet`` and ``.csv`` and ``exemplars.parquet``, each whole or not at all."""
+    folder = Path(folder)
+    kept = {"identity": labels.identity, "options": labels.options, "units": labels.units}
+    exemplars = pa.Table.from_pandas(
+        labels.exemplars.astype(EXEMPLARS)[list(EXEMPLARS)], preserve_index=False
+    )
+    exemplars = exemplars.replace_schema_metadata({"lwta": digest(labels.identity)})
+    table = labels.table.astype(COLUMNS)[list(COLUMNS)]
+    parquet = pa.Table.from_pandas(table, preserve_index=False).replace_schema_metadata(
+        {"lwta": json.dumps(kept)}
+    )
+    paths = [folder / name for name in ("exemplars.parquet", "labels.csv", "labels.parquet")]
+    write_whole(paths[0], lambda part: pq.write_table(exemplars, part))
+    write_whole(paths[1], lambda part: table.to_csv(part, index=False))
+    write_whole(paths[2], lambda part: pq.write_table(parquet, part))
     return paths
 
 
-def read_labels(folder: str | Path) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """The labels of a run and their identity, or None where it has none yet.
+def read_labels(folder: str | Path) -> Labels | None:
+    """The labels of a folder, or None where it has none yet.
 
     Raises:
-        InputError: where the file cannot be read.
+        InputError: where a file cannot be read, or the two do not belong together.
     """
     path = Path(folder) / "labels.parquet"
     if not path.is_file():
         return None
     try:
-        table = pq.read_table(path)
-        identity = json.loads((table.schema.metadata or {})[b"lwta"])
-        return table.select(list(COLUMNS)).to_pandas(), identity
-    except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
-        remedy = f"make it anew with dissect.py label --run {folder}"
-        raise InputError(f"{path} cannot be read; remove it and {remedy}") from error
+        table, exemplars = pq.read_table(path), pq.read_table(path.with_name("exemplars.parquet"))
+        kept: Mapping[str, Any] = json.loads((table.schema.metadata or {})[b"lwta"])
+        identity, options, units = kept["identity"], kept["options"], kept["units"]
+        if (exemplars.schema.metadata or {})[b"lwta"].decode() != digest(identity):
+            raise ValueError("exemplars of other labels")
+        tables = [
+            read.select(list(columns)).to_pandas().astype(columns)
+            for read, columns in ((table, COLUMNS), (exemplars, EXEMPLARS))
+        ]
+        return Labels(tables[0], tables[1], identity, options, units)
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError, TypeError) as error:
+        remedy = "make it anew with dissect.py label"
+        raise InputError(f"{path} or its exemplars cannot be read; remove it and {remedy}") from error
 
 
-def labels_for(folder: str | Path, weights: str) -> tuple[pd.DataFrame, dict[str, Any]] | None:
-    """:func:`read_labels`, refusing labels made from other weights than ``weights``, a hash."""
+def labels_for(folder: str | Path, weights: str, whole: bool = False) -> Labels | None:
+    """:func:`read_labels`, refusing labels made from other weights than ``weights``, a hash.
+
+    Args:
+        whole: refuse labels of some units only, too.
+    """
     labels = read_labels(folder)
-    if labels is not None and labels[1].get("weights") != weights:
+    if labels is not None and labels.identity.get("weights") != weights:
         raise InputError(
             f"{folder}/labels.parquet was made from other weights than the run's checkpoint; make it anew "
+            f"with dissect.py label --run {folder}"
+        )
+    if labels is not None and whole and labels.partial:
+        raise InputError(
+            f"only some units of {labels.partial[0]} are labelled, those that explain came upon; label all "
             f"with dissect.py label --run {folder}"
         )
     return labels

@@ -1,75 +1,224 @@
 """Label units by similarity with concepts, in CLIP-Dissect's manner."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from lwta.dissect.activations import Exemplars
-from lwta.dissect.concepts import Concepts
-from lwta.dissect.labels import COLUMNS
-from lwta.dissect.similarity import against_prior, log_likelihood
+from lwta.dissect import similarity as similarities
+from lwta.dissect.labelers import LayerData, unit_rows
+from lwta.dissect.labels import NEXT
+from lwta.dissect.presence import Presence
+from lwta.dissect.record import Exemplars
+from lwta.dissect.store import digest, load, save
+from lwta.errors import InputError
 
 FEWEST_WINS = 10
 _EQUAL = 0.01  # scores that differ by less, of a hundred exemplars' log-likelihood, say the same
-_SHOWN = 9  # exemplars kept beside a label
 
 
-def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts, prior: float = 1.0) -> pd.DataFrame:
-    """Rows of the label table (:data:`lwta.dissect.labels.COLUMNS`) for every unit of a layer.
+class Similarity(NamedTuple):
+    """A way to score units (D) against concepts (K).
 
-    A unit is labelled by the concept of the highest ``soft_wpmi``, and among equals by the likeliest. One
-    that won on fewer than ten probe images gets no label, with the reason; so does a dead one.
+    Attributes:
+        top: images of a probe set -> exemplars it looks at; None where it looks at every image.
+        prior: published lambda of its prior over units; None where it has none.
+        score: (D, K): the likelihood where there is a prior, else the score.
+    """
+
+    top: Callable[[int], int] | None
+    prior: float | None
+    score: Callable[..., Tensor]
+
+
+SIMILARITIES = {
+    "soft_wpmi": Similarity(lambda n: 100, 1.0, similarities.soft_wpmi_likelihood),
+    "wpmi": Similarity(lambda n: 28, 0.6, similarities.wpmi_likelihood),
+    "rank_reorder": Similarity(similarities.rank_reorder_top, None, similarities.rank_reorder),
+    "cos": Similarity(None, None, similarities.cos),
+    "cos_cubed": Similarity(None, None, similarities.cos_cubed),
+    "jensen_shannon": Similarity(None, None, similarities.jensen_shannon),
+}
+
+
+def find_similarity(name: str, prior: float | None) -> tuple[Similarity, float | None]:
+    """A similarity by its name, and the weight of its prior, the published one where not given.
+
+    Raises:
+        InputError: no such similarity; a prior that is none, or of a similarity without one.
+    """
+    if name not in SIMILARITIES:
+        raise InputError(f"there is no similarity {name!r}; it is one of {', '.join(SIMILARITIES)}")
+    found = SIMILARITIES[name]
+    if prior is None:
+        return found, found.prior
+    if found.prior is None:
+        raise InputError(f"{name} has no prior over units; leave --prior away")
+    if not 0 <= prior <= 1:
+        raise InputError(f"prior lies in [0, 1], and {prior:g} does not")
+    return found, prior
+
+
+class ClipLabeler:
+    """Labels a unit by the concept of the highest similarity.
+
+    With a prior, by the likeliest among equals. A unit that won on fewer than ten probe images gets no label,
+    with the reason; so does one that is dead, or gives the same value everywhere.
 
     Args:
-        prior: lambda of ``soft_wpmi``, 1 as published. Where many units of a small layer share a concept, 1
-            leaves it to the best of them and pushes the others to words that fit worse; less does not.
+        names: K concepts.
+        similarity: a key of :data:`SIMILARITIES`.
+        prior: lambda, how much a concept counts less where other units show it too; None as published. Where
+            many units of a small layer share a concept, 1 leaves it to the best of them and pushes the
+            others to words that fit worse; less does not.
+        identity: of the concepts, to find priors again.
+        cache: folder for the priors of layers, which a subset of units is scored against.
+        device: where to compute.
     """
-    heard = exemplars.wins >= FEWEST_WINS
-    alone = int(heard.sum()) == 1  # its prior is itself: every concept would score 0
-    heard &= not alone
-    listed = Exemplars(
-        exemplars.images.masked_fill(~heard, -1),
-        exemplars.values,
-        exemplars.wins,
-        exemplars.negative,
-        exemplars.count,
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        similarity: str = "soft_wpmi",
+        prior: float | None = None,
+        *,
+        identity: dict[str, Any] | None = None,
+        cache: Path | None = None,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.similarity, self.prior = find_similarity(similarity, prior)
+        self.names, self.name, self.device = list(names), f"clip {similarity}", device
+        self.identity = (identity or {}) | {"similarity": similarity}
+        self.cache = cache
+
+    def label(self, data: LayerData, units: Sequence[int] | None = None) -> pd.DataFrame:
+        """Rows of the label table (:data:`lwta.dissect.labels.COLUMNS`)."""
+        asked = list(range(len(data.exemplars.wins)) if units is None else units)
+        table = unit_rows(data, asked)
+        heard = self.heard(data)
+        alone = self.prior is not None and int(heard.sum()) == 1  # its prior is itself: every score is 0
+        told = [place for place, unit in enumerate(asked) if heard[unit] and not alone]
+        table["reason"] = [None if heard[unit] else _reason(data, unit) for unit in asked]
+        if alone:
+            table.loc[heard[asked].numpy(), "reason"] = (
+                "the only unit of its layer with enough wins, so nothing to compare it with"
+            )
+        if told:
+            scores, likelihood = self.scores(data, [asked[place] for place in told])
+            scores = scores.nan_to_num(-torch.inf)
+            places, found = best(scores, scores if likelihood is None else likelihood, NEXT + 1)
+            for n, (place, score) in enumerate(zip(places.T.tolist(), found.T.tolist(), strict=True), 1):
+                end = "" if n == 1 else f"_{n}"
+                fits = [value > -torch.inf for value in score]
+                table.loc[told, f"label{end}"] = [
+                    self.names[k] if f else None for k, f in zip(place, fits, strict=True)
+                ]
+                table.loc[told, f"score{end}"] = [v if f else None for v, f in zip(score, fits, strict=True)]
+            none = [place for place in told if pd.isna(table.at[place, "label"])]
+            table.loc[none, "reason"] = "no concept fits its exemplars"
+        table.loc[table["label"].notna(), "labeler"] = self.name
+        return table
+
+    def heard(self, data: LayerData) -> Tensor:
+        """bool (D,): the units that can have a label."""
+        return (data.exemplars.wins >= FEWEST_WINS) & ~data.constant
+
+    def scores(self, data: LayerData, units: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        """Score of units that are heard (n, K), and their likelihood where there is a prior."""
+        score = self.similarity.score
+        if self.similarity.top is None:
+            assert data.values is not None
+            columns, presence = torch.tensor(units), data.presence
+            values = _Values(data.values, data.seen, columns)
+            if len(data.seen) < len(data.values):
+                presence = _Shown(presence, data.seen)
+            return score(values, presence, negative=data.exemplars.negative[columns]), None
+        if self.prior is None:
+            return score(_subset(data.evidence, units), data.presence), None
+        heard = self.heard(data).nonzero()[:, 0].tolist()
+        path = self._prior_file(data)
+        known = None if path is None else load(path)
+        if known is not None and len(units) < len(heard):
+            likelihood = self._likelihood(data, units)
+            return (likelihood - self.prior * known["common"]).float(), likelihood
+        likelihood = self._likelihood(data, heard)
+        common = similarities.common(likelihood)
+        if path is not None:
+            save(path, {"common": common})
+        rows = [heard.index(unit) for unit in units] if len(units) < len(heard) else slice(None)
+        return (likelihood[rows] - self.prior * common).float(), likelihood[rows]
+
+    def _likelihood(self, data: LayerData, units: Sequence[int]) -> Tensor:
+        return self.similarity.score(_subset(data.evidence, units), data.presence, device=self.device)
+
+    def _prior_file(self, data: LayerData) -> Path | None:
+        if self.cache is None:
+            return None
+        return self.cache / "priors" / f"{digest({'layer': data.key, **self.identity})}.pt"
+
+
+class _Values:
+    """Some images and columns of values (N, D), read a block of images at a time."""
+
+    def __init__(self, values: np.ndarray, images: Tensor, columns: Tensor) -> None:
+        self.values, self.images, self.columns = values, images.numpy(), columns.numpy()
+        self.shape = (len(images), len(columns))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.values[self.images[rows]][:, self.columns]
+
+
+class _Shown:
+    """Presence in some images, numbered anew."""
+
+    def __init__(self, presence: Presence, images: Tensor) -> None:
+        self.presence, self.index = presence, images
+        self.shape = (len(images), presence.shape[1])
+
+    def part(self, images: Tensor | slice, concepts: slice = slice(None)) -> Tensor:
+        return self.presence.part(self.index[images], concepts)
+
+
+def _subset(exemplars: Exemplars, units: Sequence[int]) -> Exemplars:
+    index = torch.tensor(units)
+    return replace(
+        exemplars,
+        images=exemplars.images[:, index],
+        values=exemplars.values[:, index],
+        wins=exemplars.wins[index],
+        negative=exemplars.negative[index],
+        positions=None if exemplars.positions is None else exemplars.positions[:, index],
     )
-    likelihood = log_likelihood(listed, concepts.presence).nan_to_num(-torch.inf)
-    scores = against_prior(likelihood.masked_fill(~heard[:, None], torch.nan), prior).nan_to_num(-torch.inf)
-    place = _best_two(scores, likelihood)
-    best = scores.gather(1, place)
-    rows = []
-    for unit, wins in enumerate(exemplars.wins.tolist()):
-        row = {
-            "layer": layer,
-            "unit": unit,
-            "alive": wins > 0,
-            "wins": wins,
-            "win_rate": wins / exemplars.count,
-            "negative": bool(exemplars.negative[unit]),
-            "exemplars": [i for i in exemplars.images[:_SHOWN, unit].tolist() if i >= 0],
-        }
-        if heard[unit]:
-            row["text"], row["runner_up"] = (concepts.names[k] for k in place[unit].tolist())
-            row["score"], row["runner_up_score"] = best[unit].tolist()
-        elif wins >= FEWEST_WINS:
-            row["reason"] = "the only unit of its layer with enough wins, so nothing to compare it with"
-        else:
-            row["reason"] = "never won" if not wins else f"won on {wins} images, fewer than {FEWEST_WINS}"
-        rows.append(row)
-    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _best_two(scores: Tensor, likelihood: Tensor) -> Tensor:
-    """Places (D, 2) of the best concept of each unit and of the runner-up.
+def _reason(data: LayerData, unit: int) -> str:
+    wins = int(data.exemplars.wins[unit])
+    if not wins:
+        return "never won" if data.competitors else "zero on every image"
+    if data.constant[unit]:
+        return "the same value on every image"
+    return f"won on {wins} images, fewer than {FEWEST_WINS}"
+
+
+def best(scores: Tensor, likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best concepts of each unit, the best first: places and scores, (D, count) or as many as there are.
 
     With the published prior a score cannot exceed log D, and reaches it for every concept of which the unit
     is by far the best account in its layer: there only rounding would choose, so the likelihood does.
     """
-    places = []
-    for _ in range(2):
+    places, values = [], []
+    for _ in range(min(count, scores.shape[1])):
         equal = scores >= scores.amax(1, keepdim=True) - _EQUAL
         place = likelihood.masked_fill(~equal, -torch.inf).argmax(1, keepdim=True)
         places.append(place)
+        values.append(scores.gather(1, place))
         scores = scores.scatter(1, place, -torch.inf)
-    return torch.cat(places, 1)
+    return torch.cat(places, 1), torch.cat(values, 1)

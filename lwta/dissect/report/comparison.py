@@ -86,12 +86,12 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     Raises:
         InputError: where the run has no labels, or labels of other weights than ``weights``, a hash.
     """
-    told = labels_for(folder, weights)
+    told = labels_for(folder, weights, whole=True)
     if told is None:
         raise InputError(f"{folder} has no labels to compare; make them with dissect.py label --run {folder}")
-    labels, identity = told
+    labels, identity = told.table, told.identity
     judged = read_evaluation(folder, identity)
-    scores = labels.dropna(subset=["text"])["score"].tolist()
+    scores = labels.dropna(subset=["label"])["score"].tolist()
     row = {
         "label_score": fmean(scores) if scores else math.nan,
         "labelled_units": len(scores),

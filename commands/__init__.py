@@ -1,0 +1,1 @@
+"""The commands of ``dissect.py``: where networks and data meet the dissection."""

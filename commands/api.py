@@ -1,0 +1,67 @@
+"""``dissect``: the commands' words from Python."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from commands.options import LabelOptions, NetworkOptions, PassOptions
+from commands.question import Question
+from commands.subject import Subject, open_subject, subject_of
+from lwta.dissect.labels import Labels
+
+
+def dissect(
+    model: nn.Module | str | Path,
+    *,
+    layers: str | list[str] | None = None,
+    probe: str | Dataset | None = None,
+    concepts: str | list[str] | None = None,
+    clip: str | None = None,
+    transform: Callable[[Image.Image], Tensor] | None = None,
+    image_size: int | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    batch_size: int = 128,
+    num_workers: int = 0,
+    cache: str | None = None,
+    force: bool = False,
+    **options: Any,
+) -> Labels:
+    """Label the units of a network; nothing is written but the cache.
+
+    Args:
+        model: a module; or as the command line names one: a run folder, ``timm:NAME``, ``torchvision:NAME``,
+            ``package.module:function``.
+        layers: glob, or list of globs, over module names; all activations where not given.
+        probe: images to label on: as ``--probe`` names them, or a map-style dataset of (PIL image, class).
+        concepts: word lists, or a file, as ``--concepts`` takes them.
+        clip: open_clip model that looks for the words.
+        transform: PIL image to what a module takes, (3, H, W); ImageNet's evaluation transform at
+            ``image_size`` (224) where not given.
+        weights: of a model named by text.
+        options: the others of :class:`commands.options.LabelOptions`: readout, similarity, prior, tag, ...
+
+    Returns:
+        The label table, the exemplars beside it, and what they were made from.
+
+    Raises:
+        InputError: for whatever the command would refuse.
+
+    >>> labels = dissect("runs/quickstart", probe="validation[:3000]", prior=0.75)  # doctest: +SKIP
+    >>> labels.table[["layer", "unit", "label", "score"]]  # doctest: +SKIP
+    """
+    if isinstance(model, nn.Module):
+        place = next(model.parameters()).device if device == "auto" else torch.device(device)
+        subject: Subject = subject_of(model.to(place), transform, image_size)
+    else:
+        named = {"run": str(model)} if Path(model).is_dir() else {"model": str(model), "weights": weights}
+        subject = open_subject(NetworkOptions(**named, image_size=image_size, device=device))
+    data = probe if isinstance(probe, Dataset) else None
+    asked = LabelOptions(probe=None if data else probe, concepts=concepts, clip=clip, **options)  # type: ignore[arg-type]
+    run = PassOptions(batch_size=batch_size, num_workers=num_workers, cache=cache, force=force)
+    return Question(subject, asked, run, data=data).label(subject.layers(layers))

@@ -1,0 +1,101 @@
+"""What the commands are asked, in groups that several of them share."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """Which network.
+
+    Args:
+        run: folder made by train.py fit.
+        model: a network without a run: timm:NAME, torchvision:NAME, or package.module:function.
+        weights: of that model: a file, or random; the library's own where not given.
+        model_args: arguments of the function or architecture.
+        image_size: side of the square input of a model that takes any.
+        root: data folder of a run, where it has moved since training.
+        out: folder for what is written; the run's, or dissections/NAME.
+        device: cpu, cuda, cuda:1 ...; auto takes the GPU where there is one.
+    """
+
+    run: str | None = None
+    model: str | None = None
+    weights: str | None = None
+    model_args: dict[str, Any] = field(default_factory=dict)
+    image_size: int | None = None
+    root: str | None = None
+    out: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How units are labelled.
+
+    Args:
+        readout: cls, mean, max, or patches (a token's best patch, looked at alone); what the network's head
+            reads where not given.
+        probe: images to label on: a split of the run's data (train, validate, test, or by its name), a
+            folder, a .tar, a folder of parquet files, or a timm dataset as NAME:SPLIT; each also as
+            PROBE[:2000]. The run's validation split where not given.
+        probe_args: further arguments of timm's dataset factory, such as input_key.
+        concepts: lists to choose words from, together: a .txt file (a word per line), classes, shapes,
+            imagenet, imagenet12k, imagenet22k, english:20000; or one file that says by itself what the
+            images show (.csv or .parquet table with a row per image, .npz or .safetensors of embeddings).
+            Where not given: shapes for its own data, else classes.
+        clip: open_clip model that looks for the words: an architecture with its tag, hf-hub:OWNER/NAME,
+            a folder, or shapes. Where not given: shapes for its own data.
+        tag: weights of the architecture, by open_clip's name or a file.
+        templates: prompts around a word, such as "a photo of a {}."; or open_clip's sets simple and imagenet.
+        image_embeddings: file with a row per probe image, in place of the encoder.
+        text_embeddings: file with a row per word, in place of the encoder.
+        similarity: soft_wpmi, wpmi, rank_reorder, cos, cos_cubed, or jensen_shannon.
+        prior: how much a concept counts less where other units show it too, 0 to 1; as published where not
+            given.
+    """
+
+    readout: str | None = None
+    probe: str | None = None
+    probe_args: dict[str, Any] = field(default_factory=dict)
+    concepts: str | list[str] | None = None
+    clip: str | None = None
+    tag: str | None = None
+    templates: str | list[str] = "{}"
+    image_embeddings: str | None = None
+    text_embeddings: str | None = None
+    similarity: str = "soft_wpmi"
+    prior: float | None = None
+
+    def asked(self) -> dict[str, Any]:
+        """Those that were given, by name."""
+        defaults = LabelOptions()
+        return {k: v for k, v in asdict(self).items() if v != getattr(defaults, k)}
+
+    @staticmethod
+    def names() -> list[str]:
+        """The options by name."""
+        return [f.name for f in fields(LabelOptions)]
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How images are run through networks.
+
+    Args:
+        batch_size: images per pass.
+        num_workers: loader processes.
+        devices: processes, each with a device of its own.
+        num_nodes: machines, started alike on each; they share the cache folder.
+        cache: folder for what is expensive to make; lwta in the user's cache folder where not given.
+        save_every: seconds between two states of the pass, from which it goes on where it was killed.
+        force: make everything anew.
+    """
+
+    batch_size: int = 128
+    num_workers: int = 0
+    devices: int = 1
+    num_nodes: int = 1
+    cache: str | None = None
+    save_every: float = 30.0
+    force: bool = False

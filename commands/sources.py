@@ -1,0 +1,222 @@
+"""Where the concepts of a probe set come from: words and an encoder, embeddings, a table, or classes."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from lwta.dissect.embeddings import check_match, image_rows, read_embeddings, sanity
+from lwta.dissect.words import read_words
+from models.probes import probe_classes
+from models.words import LISTS
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from commands.options import LabelOptions
+from commands.subject import Subject
+from lwta.dissect.concepts import read_concepts, read_pair
+from lwta.dissect.presence import Classes, Cosines, Matrix, Presence
+from lwta.dissect.store import Rows, digest, room
+from lwta.errors import InputError
+from models.run import class_names
+from models.shapes import CONCEPTS
+from models.shapes_clip import FOLDER as SHAPES_CLIP
+
+if TYPE_CHECKING:
+    from lwta.dissect.encoder import Encoder
+
+_TABLES = (".csv", ".parquet")
+_PAIRS = (".npz", ".safetensors")
+
+
+class Source(NamedTuple):
+    """Concepts and how they are looked for in images.
+
+    Attributes:
+        names: K concepts.
+        identity: what labels made from them depend on.
+        texts: embeddings (K, E); None for a table and for classes.
+        images: embeddings (N, E) or the table (N, K), from file; None where the encoder or the classes tell.
+        encoder: looks for words in images, and embeds further words.
+        templates: prompts around a word.
+    """
+
+    names: list[str]
+    identity: dict[str, Any]
+    texts: Tensor | None = None
+    images: np.ndarray | None = None
+    encoder: "Encoder | None" = None
+    templates: Sequence[str] = ("{}",)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether the probe images have to be embedded."""
+        return self.texts is not None and self.images is None
+
+    def presence(self, embeddings: np.ndarray | None, classes: Tensor) -> Presence:
+        """Of the concepts in the probe images, from their embeddings (N, E) or classes (N,)."""
+        seen = self.images if self.images is not None else embeddings
+        if self.texts is not None and seen is not None:
+            return Cosines(seen, self.texts)
+        return Classes(classes, len(self.names)) if seen is None else Matrix(seen)
+
+    def with_word(self, text: str) -> "Source":
+        """These concepts and one more, the last."""
+        if self.encoder is None or self.texts is None:
+            raise InputError(
+                "these labels were made without an encoder; to find other words, label with --clip"
+            )
+        texts = torch.cat([self.texts, self.encoder.texts([text], self.templates)])
+        return self._replace(names=[*self.names, text], texts=texts, identity=self.identity | {"word": text})
+
+
+def open_source(
+    subject: Subject, data: Dataset, own: bool, options: LabelOptions, cache: Path, device: str | torch.device
+) -> Source:
+    """The concepts asked for, by default those that suit the data.
+
+    Args:
+        data: the probe images.
+        own: whether they are a split of the run's own data.
+        cache: folder for text embeddings.
+    """
+    is_shapes = own and subject.run is not None and subject.run.data.config["name"] == "shapes"
+    asked = options.concepts or ("shapes" if is_shapes else "classes")
+    specs = [asked] if isinstance(asked, str) else asked
+    clip = options.clip or ("shapes" if is_shapes and specs == ["shapes"] else None)
+    if clip is None and (options.tag or options.templates != "{}"):
+        raise InputError("tag and templates are of an open_clip model; name it with --clip")
+    single = Path(specs[0]).suffix if len(specs) == 1 else ""
+    if single in (*_TABLES, *_PAIRS):
+        if clip or options.image_embeddings or options.text_embeddings:
+            raise InputError(
+                f"{specs[0]} tells by itself what the images show; leave --clip away, or give a .txt list"
+            )
+        return _table(specs[0], data) if single in _TABLES else _pair(specs[0], data)
+
+    def classes() -> list[str]:
+        return _classes(subject, data, own)
+
+    if specs == ["classes"] and not (clip or options.text_embeddings):
+        names = classes()
+        return Source(names, {"concepts": f"classes {digest({'names': names})}"})
+    words = read_words(specs, {"classes": classes, "shapes": lambda: CONCEPTS} | LISTS)
+    if words.blanks or words.duplicates:
+        told = f"{words.blanks} blank and {words.duplicates} repeated"
+        print(f"left out {told} of the concepts; {len(words.names)} remain", file=sys.stderr)
+    return _words(words.names, bool(words.blanks or words.duplicates), data, options, clip, cache, device)
+
+
+def _classes(subject: Subject, data: Dataset, own: bool) -> list[str]:
+    if own and subject.run is not None:
+        return class_names(subject.run)
+    names = probe_classes(data) or subject.class_names
+    if not names:
+        raise InputError("these images have no classes to take words from; give a list with --concepts")
+    return names
+
+
+def _table(path: str, data: Dataset) -> Source:
+    names, matrix = read_concepts(path, len(data))  # type: ignore[arg-type]
+    values = matrix.numpy()
+    return Source(names, {"concepts": digest({"names": names, "values": _content(values)})}, images=values)
+
+
+def _pair(path: str, data: Dataset) -> Source:
+    names, images, texts = read_pair(path)
+    image_rows(images, len(data))  # type: ignore[arg-type]
+    _matched(images, texts)
+    concepts = digest({"names": names, "images": _content(images), "texts": _content(texts)})
+    return Source(names, {"concepts": concepts}, torch.from_numpy(np.array(texts, dtype=np.float32)), images)
+
+
+def _words(
+    names: list[str],
+    dropped: bool,
+    data: Dataset,
+    options: LabelOptions,
+    clip: str | None,
+    cache: Path,
+    device: str | torch.device,
+) -> Source:
+    """Words, each side of the cosine from the encoder or from file."""
+    if clip is None and not (options.image_embeddings and options.text_embeddings):
+        raise InputError(
+            "a list of words needs an open_clip model that looks for them: --clip ViT-B-32 --tag openai, "
+            "hf-hub:OWNER/NAME, or a folder; or --image-embeddings and --text-embeddings"
+        )
+    encoder, templates = None, ["{}"]
+    identity: dict[str, Any] = {"concepts": digest({"names": names})}
+    if clip is not None:
+        from lwta.dissect.encoder import load_encoder, read_templates  # open_clip takes a second to import
+
+        templates = read_templates(options.templates)
+        encoder = load_encoder(str(SHAPES_CLIP) if clip == "shapes" else clip, options.tag, device)
+        identity |= {"clip": encoder.identity(), "templates": " | ".join(templates)}
+    images = None
+    if options.text_embeddings:
+        found = read_embeddings(options.text_embeddings, "text")
+        if found.names is None and (dropped or len(found.vectors) != len(names)):
+            raise InputError(
+                f"{options.text_embeddings} has {len(found.vectors)} rows for {len(names)} different "
+                "concepts; it needs a row for each line of a list without blanks and repetitions"
+            )
+        if found.names is not None and found.names != names:
+            raise InputError(
+                f"{options.text_embeddings} names other concepts than the list; give its own list"
+            )
+        texts = torch.from_numpy(np.array(found.vectors, dtype=np.float32))
+        identity["text_embeddings"] = _content(found.vectors)
+    else:
+        assert encoder is not None
+        texts = embedded_texts(encoder, names, templates, identity, cache)
+    if options.image_embeddings:
+        images = read_embeddings(options.image_embeddings, "image").vectors
+        image_rows(images, len(data))  # type: ignore[arg-type]
+        identity["image_embeddings"] = _content(images)
+        _matched(images, texts.numpy())
+    elif encoder is not None and encoder.width != texts.shape[1]:
+        check_match(np.zeros((1, encoder.width)), texts.numpy())
+    return Source(names, identity, texts, images, encoder, templates)
+
+
+def embedded_texts(
+    encoder: "Encoder", names: list[str], templates: Sequence[str], identity: dict[str, Any], cache: Path
+) -> Tensor:
+    """Embeddings (K, E) of words, made once and kept."""
+    path = cache / "texts" / f"{digest(identity)}.npy"
+    try:
+        kept = np.load(path)
+        if len(kept) == len(names):
+            return torch.from_numpy(kept)
+    except (OSError, ValueError):
+        pass  # not there yet, or cut short: made anew
+    texts = encoder.texts(names, templates)
+    with room(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    rows = Rows(part, (len(texts), texts.shape[1]))
+    rows.prepare()
+    rows.write(torch.arange(len(texts)), texts)
+    part.replace(path)
+    return texts
+
+
+def _matched(images: np.ndarray, texts: np.ndarray) -> None:
+    check_match(images, texts)
+    warning = sanity(images, texts)
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
+
+
+def _content(values: np.ndarray) -> str:
+    """Hash of an array; of a large one its size and a thousand rows."""
+    import hashlib
+
+    step = max(1, len(values) // 1000)
+    found = hashlib.sha256(str((values.shape, str(values.dtype))).encode())
+    found.update(np.ascontiguousarray(values[::step]).tobytes())
+    return found.hexdigest()[:16]

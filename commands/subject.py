@@ -1,0 +1,153 @@
+"""The network that a command is about: a trained run, or any model."""
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from models.layers import find_layers
+from models.network import Network, load_network, wrap_network
+from models.probes import open_probe
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from commands.options import NetworkOptions
+from lwta.dissect.activations import Readout
+from lwta.errors import InputError
+from models.data import Transform
+from models.images import IndexedImages, read_image
+from models.run import Run, class_names, head_readout, load_run, open_image
+
+
+class Subject(NamedTuple):
+    """A network with what is needed to show it images.
+
+    Attributes:
+        folder: what is found out about it is written here.
+        name: for the reader.
+        model: in evaluation mode, on its device.
+        identity: what decides its activations.
+        transform: PIL image to what the model takes.
+        image_size: (H, W).
+        denormalise: a transformed image (3, H, W) back to values in [0, 1].
+        class_names: of the classes it tells apart; None where nobody knows.
+        run: where it comes from a run.
+    """
+
+    folder: Path
+    name: str
+    model: nn.Module
+    identity: dict[str, Any]
+    transform: Transform
+    image_size: tuple[int, int]
+    denormalise: Callable[[Tensor], Tensor]
+    class_names: list[str] | None
+    run: Run | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def layers(self, globs: str | list[str] | None) -> dict[str, int]:
+        """Layers that match any glob, with the axis of their units.
+
+        Of a run, its activations where they match, else all its modules; all activations without globs.
+        """
+        wanted = [globs] if isinstance(globs, str) else globs
+        known = self.run.model.sparsity.select(None) if self.run else {}
+        if self.run and (not wanted or all(any(fnmatchcase(n, g) for n in known) for g in wanted)):
+            return self.run.model.sparsity.select(wanted)
+        found = find_layers(self.model, self.image_size, wanted)
+        return found.dims
+
+    def readout(self, kind: str | None) -> Readout:
+        """What is read of the layers, by default what the network's head reads."""
+        default, prefix = head_readout(self.model)
+        if kind == "cls" and default != "cls":
+            raise InputError(
+                "readout cls needs a class token that the head reads; this network's head pools, use mean"
+            )
+        return Readout(kind or default, prefix)
+
+    def probe(self, spec: str, args: dict[str, Any] | None = None) -> Dataset:
+        """Images by a split of the run's data, or by anything that :func:`models.probes.open_probe` reads."""
+        if self.run and self.is_split(spec):
+            return self.run.data.dataset(spec)
+        return open_probe(spec, self.image_size[0], args)
+
+    def is_split(self, spec: str) -> bool:
+        """Whether a probe set is a split of the run's own data."""
+        name = spec.partition("[")[0]
+        return self.run is not None and ":" not in name and not Path(name).exists()
+
+    def image(self, source: str) -> Image.Image:
+        """An image file, or ``SPLIT:INDEX`` of a run's data, as RGB."""
+        if self.run:
+            return open_image(source, self.run.data)
+        probe, _, index = source.rpartition(":")
+        if not Path(source).exists() and probe and index.isdigit():
+            images = IndexedImages(self.probe(probe), self.transform)
+            if int(index) >= len(images):
+                raise InputError(f"{source}: {probe} has {len(images)} images, the first is 0")
+            return read_image(images.data, int(index))[0]
+        return open_image(source, None)
+
+
+def subject_of(
+    model: nn.Module, transform: Transform | None = None, image_size: int | None = None
+) -> Subject:
+    """A module that somebody has, with its transform or else ImageNet's."""
+    net = wrap_network(model, transform, image_size)
+    return _subject(net, Path(), {"weights": net.weights, "module": repr(model)})
+
+
+def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
+    """Open the run or the model that was asked for, on ``device`` or on the one asked for.
+
+    Raises:
+        InputError: neither or both were named, or it cannot be opened.
+    """
+    if (options.run is None) == (options.model is None):
+        raise InputError(
+            "name the network: --run FOLDER of a trained run, or --model timm:NAME, torchvision:NAME or "
+            "package.module:function"
+        )
+    place = device or options.device
+    if options.run is not None:
+        for name in ("weights", "model_args", "image_size"):
+            if getattr(options, name):
+                raise InputError(f"{name} is of a --model; a run has its own")
+        run = load_run(options.run, options.root, place)
+        return Subject(
+            folder=Path(options.out) if options.out else run.folder,
+            name=run.folder.name,
+            model=run.model.backbone,
+            identity={"weights": run.weights},
+            transform=run.data.eval_transform(),
+            image_size=(run.data.config["image_size"],) * 2,
+            denormalise=run.data.denormalise,
+            class_names=class_names(run),
+            run=run,
+        )
+    spec = options.model or ""
+    net = load_network(spec, options.weights, place, options.image_size, options.model_args)
+    folder = Path(options.out or Path("dissections") / spec.replace(":", "-").replace("/", "-"))
+    return _subject(net, folder, {"weights": net.weights, "network": spec, "arguments": options.model_args})
+
+
+def _subject(net: Network, folder: Path, identity: dict[str, Any]) -> Subject:
+    mean, std = (torch.tensor(values)[:, None, None] for values in (net.mean, net.std))
+    return Subject(
+        folder=folder,
+        name=net.name,
+        model=net.model,
+        identity=identity,
+        transform=net.transform,
+        image_size=net.image_size,
+        denormalise=lambda image: (image * std + mean).clamp(0, 1),
+        class_names=net.class_names,
+        run=None,
+    )
