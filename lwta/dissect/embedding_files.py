@@ -150,7 +150,7 @@ def _blocks(files: list[Path], name: str) -> Iterator[tuple[int, np.ndarray]]:
     for file in files:
         for batch in pq.ParquetFile(file).iter_batches(4096, columns=[name]):
             column = batch.column(0)
-            lengths = pc.list_value_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
+            lengths = pc.call_function("list_value_length", [column]).fill_null(-1).to_numpy(False)
             odd = np.flatnonzero((lengths < 0) | (lengths != lengths[0]))
             if len(odd):
                 said = "nothing" if lengths[odd[0]] < 0 else f"{lengths[odd[0]]} numbers"
