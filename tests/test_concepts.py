@@ -1,6 +1,6 @@
-"""Concept matrices from csv, parquet and npz, and every way in which such a file can be wrong."""
+"""Concepts from tables and from pairs of embeddings, and every way in which such a file can be wrong."""
 
-import pickle
+import json
 import time
 
 import numpy as np
@@ -9,11 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.numpy import save_file
 
-from lwta.dissect.concepts import read_concepts
+from lwta.dissect.concepts import file_source, read_concepts, read_pair
+from lwta.dissect.presence import Cosines
 from lwta.errors import InputError
 
 NAMES = ["red", "a dog, running", "blé"]
+PAIRS = [".npz", ".safetensors"]
 MATRIX = np.array([[0.0, 1.0, 0.25], [1.0, 0.0, -0.5], [0.125, 1.0, 1.0], [0.0, 0.0, 0.75]])
 
 
@@ -39,10 +42,21 @@ def embeddings():
 
 
 def save(path, **changes):
-    """An npz of embeddings with changed arrays; None leaves one out."""
+    """An npz or safetensors of embeddings with changed arrays; None leaves one out."""
     arrays = {name: array for name, array in (embeddings() | changes).items() if array is not None}
-    np.savez(path, **arrays)
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return path
+    names = arrays.pop("concepts", None)
+    metadata = None if names is None else {"concepts": json.dumps(names.tolist())}
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path, metadata)
     return path
+
+
+def cosines(path):
+    """P of a pair."""
+    _, images, texts = read_pair(path)
+    return Cosines(images, torch.from_numpy(np.array(texts))).part(slice(None))
 
 
 # --- what is read --------------------------------------------------------------------------------
@@ -76,12 +90,16 @@ def test_the_index_of_a_parquet_table_is_no_concept(tmp_path):
     assert read_concepts(path, 4).names == NAMES
 
 
-def test_embeddings_become_cosines(tmp_path):
+@pytest.mark.parametrize("suffix", PAIRS)
+def test_a_pair_of_embeddings_is_read_with_its_names(tmp_path, suffix):
     arrays = embeddings()
-    names, presence = read_concepts(save(tmp_path / "concepts.npz"), 4)
+    path = save(tmp_path / f"concepts{suffix}")
+    names, images, texts = read_pair(str(path))
     assert names == NAMES
-    assert presence.shape == (4, 3)
-    assert presence.dtype == torch.float32
+    np.testing.assert_array_equal(images, arrays["image"])
+    np.testing.assert_array_equal(texts, arrays["text"])
+    assert isinstance(images, np.memmap) == (suffix == ".safetensors")
+    presence = cosines(path)
     for i in range(4):
         for k in range(3):
             image, text = arrays["image"][i].tolist(), arrays["text"][k].tolist()
@@ -90,11 +108,21 @@ def test_embeddings_become_cosines(tmp_path):
             assert presence[i, k].item() == pytest.approx(dot / norms, abs=1e-6)
 
 
-def test_embeddings_of_half_precision_lose_nothing_more(tmp_path):
+@pytest.mark.parametrize("suffix", PAIRS)
+def test_embeddings_of_half_precision_lose_nothing_more(tmp_path, suffix):
     half = {name: embeddings()[name].astype(np.float16) for name in ("image", "text")}
-    found = read_concepts(save(tmp_path / "half.npz", **half), 4).presence
     wide = {name: array.astype(np.float64) for name, array in half.items()}
-    assert torch.equal(found, read_concepts(save(tmp_path / "wide.npz", **wide), 4).presence)
+    narrow, other = save(tmp_path / f"half{suffix}", **half), save(tmp_path / f"wide{suffix}", **wide)
+    assert read_pair(narrow).images.dtype == np.float16
+    assert torch.equal(cosines(narrow), cosines(other))
+
+
+def test_a_pair_as_a_source_is_its_cosines(tmp_path):
+    found = file_source(save(tmp_path / "c.npz"), 4)
+    assert (found.names, found.encoder, found.texts) == (NAMES, None, None)
+    assert torch.equal(found.matrix, cosines(tmp_path / "c.npz"))
+    with pytest.raises(InputError, match="there are 4 image embeddings and 5 probe images"):
+        file_source(tmp_path / "c.npz", 5)
 
 
 def test_a_path_may_be_text(tmp_path):
@@ -109,21 +137,21 @@ def test_a_blank_concept_is_refused_by_its_place(tmp_path, blank):
     files = [
         write_csv(tmp_path / "c.csv", f"a,{blank},b\n1,2,3\n"),
         write_table(tmp_path / "c.parquet", ["a", blank, "b"], [[1.0], [2.0], [3.0]]),
-        save(tmp_path / "c.npz", concepts=np.array(["a", blank, "b"]), image=np.ones((1, 5))),
     ]
     for path in files:
         with pytest.raises(InputError, match=r"concept 2 of .* is blank"):
             read_concepts(path, 1)
+    for suffix in PAIRS:
+        with pytest.raises(InputError, match=r"concept 2 of .* is blank"):
+            read_pair(save(tmp_path / f"c{suffix}", concepts=np.array(["a", blank, "b"])))
 
 
 def test_a_repeated_concept_is_refused_by_name(tmp_path):
-    files = [
-        write_csv(tmp_path / "c.csv", "dog,cat,dog\n1,2,3\n"),
-        save(tmp_path / "c.npz", concepts=np.array(["dog", "cat", "dog"]), image=np.ones((1, 5))),
-    ]
-    for path in files:
+    with pytest.raises(InputError, match="names the concept 'dog' twice"):
+        read_concepts(write_csv(tmp_path / "c.csv", "dog,cat,dog\n1,2,3\n"), 1)
+    for suffix in PAIRS:
         with pytest.raises(InputError, match="names the concept 'dog' twice"):
-            read_concepts(path, 1)
+            read_pair(save(tmp_path / f"c{suffix}", concepts=np.array(["dog", "cat", " dog"])))
 
 
 def test_a_repeated_column_of_a_parquet_table_is_refused_by_name(tmp_path):
@@ -135,6 +163,8 @@ def test_a_repeated_column_of_a_parquet_table_is_refused_by_name(tmp_path):
 def test_a_single_concept_is_refused(tmp_path):
     with pytest.raises(InputError, match="holds 1 concepts; labels need at least two"):
         read_concepts(write_csv(tmp_path / "c.csv", "a\n1\n"), 1)
+    with pytest.raises(InputError, match="holds 1 concepts; labels need at least two"):
+        read_pair(save(tmp_path / "c.npz", concepts=np.array(["a"]), text=np.ones((1, 5))))
 
 
 def test_the_byte_order_mark_of_a_spreadsheet_is_no_part_of_a_name(tmp_path):
@@ -143,14 +173,14 @@ def test_the_byte_order_mark_of_a_spreadsheet_is_no_part_of_a_name(tmp_path):
 
 def test_names_stored_as_bytes_are_read_as_text(tmp_path):
     concepts = np.array([b"red", b"green", b"blue"])
-    assert read_concepts(save(tmp_path / "c.npz", concepts=concepts), 4).names == ["red", "green", "blue"]
+    assert read_pair(save(tmp_path / "c.npz", concepts=concepts)).names == ["red", "green", "blue"]
 
 
 def test_twenty_thousand_concepts_are_checked_in_no_time(tmp_path):
     words = np.array([f"word {k}" for k in range(20_000)])
     path = save(tmp_path / "c.npz", concepts=words, text=np.ones((20_000, 2)), image=np.ones((1, 2)))
     start = time.process_time()
-    assert len(read_concepts(path, 1).names) == 20_000
+    assert len(read_pair(path).names) == 20_000
     assert time.process_time() - start < 1
 
 
@@ -159,8 +189,8 @@ def test_twenty_thousand_concepts_are_checked_in_no_time(tmp_path):
 
 @pytest.mark.parametrize("images", [3, 5])
 def test_a_wrong_number_of_rows_is_refused_with_both_numbers(tmp_path, images):
-    files = [write_table(tmp_path / "c.parquet"), save(tmp_path / "c.npz"), tmp_path / "c.csv"]
-    pd.DataFrame(MATRIX, columns=NAMES).to_csv(files[2], index=False)
+    files = [write_table(tmp_path / "c.parquet"), tmp_path / "c.csv"]
+    pd.DataFrame(MATRIX, columns=NAMES).to_csv(files[1], index=False)
     for path in files:
         with pytest.raises(InputError, match=f"has 4 rows and the probe set {images} images"):
             read_concepts(path, images)
@@ -213,14 +243,21 @@ def test_rows_that_do_not_match_the_header_are_refused(tmp_path, text, said):
 # --- files ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".npy", ".CSV", ""])
+@pytest.mark.parametrize("suffix", [".txt", ".npy", ".npz", ".CSV", ""])
 def test_another_suffix_is_refused_with_those_that_are_read(tmp_path, suffix):
     path = write_csv(tmp_path / f"concepts{suffix}", "a,b\n1,2\n")
-    with pytest.raises(InputError, match=r"ends in one of \.csv, \.parquet, \.npz"):
+    with pytest.raises(
+        InputError, match=r"ends in one of \.csv, \.parquet, or, with embeddings, in one of \.npz"
+    ):
         read_concepts(path, 1)
+    if suffix not in PAIRS:
+        with pytest.raises(
+            InputError, match=r"no pair of embeddings; it ends in one of \.npz, \.safetensors"
+        ):
+            read_pair(path)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_missing_file_is_named(tmp_path, suffix):
     with pytest.raises(InputError, match=rf"there is no concept file .*nothing\{suffix}"):
         read_concepts(tmp_path / f"nothing{suffix}", 1)
@@ -232,7 +269,7 @@ def test_a_folder_is_no_concept_file(tmp_path):
         read_concepts(tmp_path / "folder.csv", 1)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_an_empty_file_is_refused(tmp_path, suffix):
     path = tmp_path / f"concepts{suffix}"
     path.touch()
@@ -240,14 +277,12 @@ def test_an_empty_file_is_refused(tmp_path, suffix):
         read_concepts(path, 1)
 
 
-@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
 @pytest.mark.parametrize("kept", [0.3, 0.7, 0.98])
-def test_a_truncated_file_is_refused(tmp_path, suffix, kept):
-    path = tmp_path / f"concepts{suffix}"
-    (write_table if suffix == ".parquet" else save)(path)
+def test_a_truncated_file_is_refused(tmp_path, kept):
+    path = write_table(tmp_path / "concepts.parquet")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(kept * len(whole))])
-    with pytest.raises(InputError, match=rf"concepts\{suffix} cannot be read"):
+    with pytest.raises(InputError, match=r"concepts\.parquet cannot be read"):
         read_concepts(path, 4)
 
 
@@ -256,62 +291,37 @@ def test_a_csv_in_another_encoding_is_refused(tmp_path):
         read_concepts(write_csv(tmp_path / "c.csv", "caf\xe9,b\n1,2\n", "latin-1"), 1)
 
 
+# --- pairs of embeddings; what read_embeddings refuses of a file is tested with it ----------------
+
+
+@pytest.mark.parametrize("suffix", PAIRS)
 @pytest.mark.parametrize("name", ["image", "text", "concepts"])
-def test_a_missing_array_is_named(tmp_path, name):
-    with pytest.raises(InputError, match=f"lacks the array '{name}'"):
-        read_concepts(save(tmp_path / "c.npz", **{name: None}), 4)
+def test_a_missing_part_is_named(tmp_path, suffix, name):
+    said = (
+        f"no {name} embeddings, only .*; call them '{name}'" if name != "concepts" else "no 'concepts'; they"
+    )
+    with pytest.raises(InputError, match=rf"c\{suffix} (holds|has) {said}"):
+        read_pair(save(tmp_path / f"c{suffix}", **{name: None}))
 
 
-def test_embeddings_of_another_size_are_refused_with_the_shapes(tmp_path):
-    path = save(tmp_path / "c.npz", text=np.ones((3, 4)))
-    with pytest.raises(InputError, match=r"image \(4, 5\), text \(3, 4\) and 3 concepts do not fit"):
-        read_concepts(path, 4)
+def test_an_array_of_another_name_is_neither_part(tmp_path):
+    with pytest.raises(InputError, match="holds no image embeddings, only embedding; call them 'image'"):
+        read_pair(save(tmp_path / "c.npz", image=None, text=None, embedding=np.ones((3, 5))))
 
 
-def test_a_wrong_number_of_names_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"text \(3, 5\) and 2 concepts do not fit"):
-        read_concepts(save(tmp_path / "c.npz", concepts=np.array(["a", "b"])), 4)
+@pytest.mark.parametrize("suffix", PAIRS)
+def test_parts_that_do_not_fit_are_refused_with_their_sizes(tmp_path, suffix):
+    with pytest.raises(InputError, match="image embeddings are 5 wide and text embeddings 4: they come from"):
+        read_pair(save(tmp_path / f"a{suffix}", text=np.ones((3, 4))))
+    with pytest.raises(InputError, match="has 2 names and 3 embeddings"):
+        read_pair(save(tmp_path / f"b{suffix}", concepts=np.array(["a", "b"])))
 
 
+@pytest.mark.parametrize("suffix", PAIRS)
 @pytest.mark.parametrize("name", ["image", "text"])
-def test_a_zero_embedding_is_refused(tmp_path, name):
-    array = embeddings()[name]
-    array[1] = 0
-    with pytest.raises(InputError, match=f"{name} embedding is all zeros"):
-        read_concepts(save(tmp_path / "c.npz", **{name: array}), 4)
-
-
-def test_an_embedding_with_a_missing_number_is_refused(tmp_path):
-    array = embeddings()["image"]
-    array[2, 1] = np.nan
-    with pytest.raises(InputError, match="no number in row 3"):
-        read_concepts(save(tmp_path / "c.npz", image=array), 4)
-
-
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return (open, (str(self.target), "w"))
-
-
-@pytest.mark.parametrize("name", ["image", "text", "concepts"])
-def test_a_pickled_array_is_refused_and_never_run(tmp_path, name):
-    bomb = np.array([Bomb(tmp_path / "went-off")], dtype=object)
-    path = save(tmp_path / "c.npz", **{name: bomb})
-    with pytest.raises(InputError, match="Object arrays cannot be loaded"):
-        read_concepts(path, 4)
-    assert not (tmp_path / "went-off").exists()
-
-
-def test_a_pickle_under_the_name_of_an_npz_is_refused_and_never_run(tmp_path):
-    path = tmp_path / "c.npz"
-    path.write_bytes(pickle.dumps(Bomb(tmp_path / "went-off")))
-    with pytest.raises(InputError, match="cannot be read"):
-        read_concepts(path, 4)
-    assert not (tmp_path / "went-off").exists()
-    pickle.loads(path.read_bytes()).close()
-    assert (tmp_path / "went-off").exists()  # so the bomb was live
+def test_a_row_without_direction_is_refused_by_its_number(tmp_path, suffix, name):
+    for value, said in ((0, "is all zeros"), (np.nan, "is not finite")):
+        array = embeddings()[name]
+        array[1] = value
+        with pytest.raises(InputError, match=f"row 2 of the {name} embeddings in .* {said}"):
+            read_pair(save(tmp_path / f"c{suffix}", **{name: array}))

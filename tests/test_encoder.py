@@ -13,7 +13,8 @@ from open_clip import factory, pretrained
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lwta.dissect.encoder import TEMPLATES, load_encoder, read_templates
+from lwta.dissect import encoder as encoder_module
+from lwta.dissect.encoder import TEMPLATES, Encoder, load_encoder, read_templates
 from lwta.errors import InputError
 from tests.conftest import CLIP, write_clip
 
@@ -103,6 +104,65 @@ def test_a_word_is_the_mean_over_its_prompts_each_of_length_one(encoder, plain, 
         torch.testing.assert_close(found[k], total / total.norm())
     torch.testing.assert_close(found.norm(dim=1), torch.ones(len(WORDS)))
     assert (found[0] - found[1]).abs().max() > 0.05
+
+
+def build(kind=open_clip.CLIP, **text):
+    """The tiny model with other settings of its text side, weights random."""
+    config = json.loads(json.dumps(CLIP["model_cfg"]))
+    config["text_cfg"] |= text
+    torch.manual_seed(0)
+    model = kind(**config).eval()
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.data.normal_()
+    return Encoder("tiny", model, lambda image: image, open_clip.SimpleTokenizer(context_length=12))
+
+
+@pytest.mark.parametrize("kind", [open_clip.CLIP, open_clip.CustomTextCLIP])
+@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}, {"pool_type": "last"}])
+@pytest.mark.parametrize("templates", [["{}"], TWO, ["a {}"] * 300])
+def test_words_in_large_batches_without_padding_are_those_of_open_clip(kind, text, templates):
+    encoder = build(kind, **text)
+    words = [" ".join(["red"] * (k % 14)) + f" {k}" for k in range(30)]  # up to more than the context holds
+    wanted = open_clip.build_zero_shot_classifier(encoder.model, encoder.tokenizer, words, templates).T
+    torch.testing.assert_close(encoder.texts(words, templates), wanted, rtol=0, atol=1e-6)
+    assert (wanted[0] - wanted[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("count", "templates", "most"), [(600, ["{}"], 256), (7, ["a {}"] * 80, 240), (3, ["{}"] * 300, 300)]
+)
+def test_about_256_prompts_are_embedded_at_once_and_no_longer_than_the_longest(
+    monkeypatch, count, templates, most
+):
+    encoder, seen = build(), []
+    inner = encoder.model.encode_text
+    monkeypatch.setattr(
+        encoder.model,
+        "encode_text",
+        lambda text, **options: seen.append(text.shape) or inner(text, **options),
+    )
+    assert encoder.texts(["red"] * count, templates).shape == (count, 8)
+    assert max(rows for rows, _ in seen) == most
+    assert sum(rows for rows, _ in seen) == count * len(templates)
+    assert {length for _, length in seen} == {3 if templates[0] == "{}" else 4}  # start, words, end
+
+
+@pytest.mark.parametrize(("count", "disable"), [(10, True), (25, None)])
+def test_a_long_list_of_words_has_a_progress_bar_on_a_terminal(monkeypatch, count, disable):
+    asked, bar = [], encoder_module.tqdm
+    monkeypatch.setattr(encoder_module, "tqdm", lambda **options: asked.append(options) or bar(**options))
+    build().texts(["a"] * count, ["{}"] * 80)
+    assert (asked[0]["total"], asked[0]["disable"]) == (count, disable)
+
+
+def test_the_width_is_that_of_the_embeddings(encoder):
+    assert (
+        encoder.width
+        == 8
+        == encoder.texts(WORDS, TWO).shape[1]
+        == encoder.images(torch.zeros(1, 3, 16, 16)).shape[1]
+    )
 
 
 def test_a_word_with_braces_is_taken_as_it_is(encoder):

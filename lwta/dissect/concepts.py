@@ -1,4 +1,4 @@
-"""Concepts: words to look for with an encoder, or a matrix of how much of each each probe image shows."""
+"""Concepts: words to look for with an encoder, or how much of each each probe image shows, from file."""
 
 import csv
 import hashlib
@@ -13,10 +13,14 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from lwta.dissect.embeddings import check_match, image_rows, read_embeddings
+from lwta.dissect.presence import Cosines
 from lwta.errors import InputError
 
 if TYPE_CHECKING:
     from lwta.dissect.encoder import Encoder  # open_clip takes a second to import
+
+PAIRS = (".npz", ".safetensors")  # of what read_pair() reads
 
 
 class Concepts(NamedTuple):
@@ -68,8 +72,13 @@ def classes_source(names: list[str]) -> ConceptSource:
 
 
 def file_source(path: str | Path, images: int) -> ConceptSource:
-    """The matrix of :func:`read_concepts`."""
-    names, matrix = read_concepts(path, images)
+    """The matrix of :func:`read_concepts`, or of all cosines of :func:`read_pair`."""
+    if Path(path).suffix in PAIRS:
+        names, seen, texts = read_pair(path)
+        image_rows(seen, images)
+        matrix = Cosines(seen, torch.from_numpy(np.array(texts, dtype=np.float32))).part(slice(None))
+    else:
+        names, matrix = read_concepts(path, images)
     return ConceptSource(names, {"concepts": _digest(names, matrix.numpy().tobytes())}, matrix=matrix)
 
 
@@ -78,11 +87,12 @@ def _digest(names: list[str], content: bytes = b"") -> str:
 
 
 def read_concepts(path: str | Path, images: int) -> Concepts:
-    """Read a concept matrix for a probe set of ``images`` images.
+    """Read a table of measured concepts for a probe set of ``images`` images: a column per concept, a row
+    per probe image in order.
 
-    ``.csv`` and ``.parquet``: an N x K table, a column per concept, a row per probe image in order.
-    ``.npz``: arrays ``image`` (N, E), ``text`` (K, E) and ``concepts`` (K,), embeddings of a
-    CLIP-like model; the matrix is their cosine.
+    Args:
+        path: ``.csv`` or ``.parquet``.
+        images: N.
 
     Raises:
         InputError: another suffix, a file that cannot be read, blank or duplicate concepts, missing
@@ -91,9 +101,12 @@ def read_concepts(path: str | Path, images: int) -> Concepts:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"there is no concept file {path}")
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_embeddings}
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if path.suffix not in readers:
-        raise InputError(f"{path} is not a concept file; it ends in one of {', '.join(readers)}")
+        raise InputError(
+            f"{path} is not a table of concepts; it ends in one of {', '.join(readers)}, "
+            f"or, with embeddings, in one of {', '.join(PAIRS)}"
+        )
     try:
         names, matrix = readers[path.suffix](path)
     except InputError:
@@ -112,6 +125,39 @@ def read_concepts(path: str | Path, images: int) -> Concepts:
         row, column = np.argwhere(~np.isfinite(matrix))[0]
         raise InputError(f"{path} has no number in row {row + 1} of concept {names[column]!r}; fill it in")
     return Concepts(names, torch.from_numpy(np.ascontiguousarray(matrix)))
+
+
+class Pair(NamedTuple):
+    """Embeddings of images (N, E) and of concepts (K, E), unnormalised, memory-mapped from safetensors."""
+
+    names: list[str]
+    images: np.ndarray
+    texts: np.ndarray
+
+
+def read_pair(path: str | Path) -> Pair:
+    """Read the embeddings of probe images and of concepts, with the concepts' names, from one file.
+
+    The cosines are :class:`lwta.dissect.presence.Cosines`.
+
+    Args:
+        path: ``.npz`` with the arrays ``image`` (N, E), ``text`` (K, E) and ``concepts`` (K,), or
+            ``.safetensors`` with the first two and the names as JSON list ``concepts`` in the metadata.
+
+    Raises:
+        InputError: another suffix, a part that lacks or does not fit, blank or duplicate concepts, or
+            anything that :func:`lwta.dissect.embeddings.read_embeddings` refuses.
+    """
+    path = Path(path)
+    if path.suffix not in PAIRS:
+        raise InputError(f"{path} is no pair of embeddings; it ends in one of {', '.join(PAIRS)}")
+    images = read_embeddings(path, "image", named=True).vectors
+    texts, names = read_embeddings(path, "text", named=True)
+    if names is None:
+        raise InputError(f"{path} has no 'concepts'; they name its {len(texts)} text embeddings")
+    check_match(images, texts)
+    _check_names(path, names)
+    return Pair([name.strip() for name in names], images, texts)
 
 
 def read_words(path: str | Path) -> list[str]:
@@ -161,24 +207,3 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
         if kind.kind not in "biuf":
             raise InputError(f"concept {name!r} of {path} is not a column of numbers; remove it")
     return names, table.to_numpy(dtype=np.float64)
-
-
-def _read_embeddings(path: Path) -> tuple[list[str], np.ndarray]:
-    with np.load(path, allow_pickle=False) as arrays:
-        missing = {"image", "text", "concepts"} - set(arrays)
-        if missing:
-            raise InputError(
-                f"{path} lacks the array {sorted(missing)[0]!r}; it needs image, text and concepts"
-            )
-        image, text = (arrays[name].astype(np.float64) for name in ("image", "text"))
-        names = arrays["concepts"].astype(str).tolist()
-    flat = image.ndim == text.ndim == 2 and np.ndim(names) == 1
-    if not flat or len(names) != len(text) or image.shape[1] != text.shape[1]:
-        raise InputError(
-            f"in {path}, image {image.shape}, text {text.shape} and {len(names)} concepts do not fit together"
-        )
-    for what, rows in (("image", image), ("text", text)):
-        if not np.linalg.norm(rows, axis=1).all():
-            raise InputError(f"in {path}, an {what} embedding is all zeros; it has no direction to compare")
-    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (image, text)]
-    return names, unit[0] @ unit[1].T

@@ -15,11 +15,16 @@ import torch
 from open_clip.pretrained import get_pretrained_cfg
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
+from tqdm import tqdm
 
 from lwta.errors import InputError
 
 #: Named sets of prompt templates that open_clip carries.
 TEMPLATES = {"imagenet": open_clip.OPENAI_IMAGENET_TEMPLATES, "simple": open_clip.SIMPLE_IMAGENET_TEMPLATES}
+
+_PROMPTS = 256  # embedded at once
+_LONG = 2000  # prompts that are worth a progress bar
 
 
 class Encoder(NamedTuple):
@@ -45,10 +50,22 @@ class Encoder(NamedTuple):
 
     def texts(self, words: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Embeddings (K, E) of words, each the mean over the prompts, of length 1, on the CPU."""
-        weights = open_clip.build_zero_shot_classifier(
-            self.model, self.tokenizer, list(words), list(templates), device=_device(self.model)
-        )
-        return weights.T.float().cpu()
+        step = max(1, _PROMPTS // len(templates))  # words at once
+        parts, quick = [], len(words) * len(templates) < _LONG  # a bar that comes and goes tells nothing
+        with tqdm(total=len(words), desc="words", unit=" words", disable=quick or None) as bar:
+            for start in range(0, len(words), step):
+                part = list(words[start : start + step])
+                weights = open_clip.build_zero_shot_classifier(
+                    _Unpadded(self.model), self.tokenizer, part, list(templates), None, _device(self.model)
+                )
+                parts.append(weights.T.float().cpu())
+                bar.update(len(part))
+        return torch.cat(parts)
+
+    @property
+    def width(self) -> int:
+        """E, from one embedding: open_clip's models keep it in different places."""
+        return self.texts(["a"], ["{}"]).shape[1]
 
     def identity(self) -> str:
         """Name and a hash of the weights and of how images are prepared."""
@@ -58,6 +75,30 @@ class Encoder(NamedTuple):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return f"{self.name} {digest.hexdigest()[:16]}"
+
+
+class _Unpadded:
+    """The text side of a model, which leaves out the padding that no prompt of a batch reaches.
+
+    open_clip pads prompts to 77 tokens, of which a word in its template fills about ten. Where attention
+    is causal and the embedding is read at the end of the text, what follows the end changes nothing.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        causal = type(model) is open_clip.CLIP and model.attn_mask is not None
+        self.exact = causal and model.text_pool_type == "argmax"
+
+    def encode_text(self, tokens: Tensor, normalize: bool) -> Tensor:
+        if not (self.exact and normalize):
+            return self.model.encode_text(tokens, normalize=normalize)
+        length = int(tokens.argmax(1).max()) + 1  # the end of text has the largest id
+        shorter = {
+            "positional_embedding": self.model.positional_embedding[:length],
+            "attn_mask": self.model.attn_mask[:length, :length],
+        }
+        found = functional_call(self.model, shorter, kwargs={"text": tokens[:, :length]})
+        return found["text_features"] if isinstance(found, dict) else found[1]
 
 
 def _device(model: nn.Module) -> torch.device:
