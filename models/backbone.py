@@ -52,7 +52,7 @@ def image_size(model: nn.Module) -> tuple[int, int]:
 
 def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     """(H, W) of a network that takes one image size only, None of any other."""
-    return getattr(getattr(model, "patch_embed", None), "img_size", None)
+    return getattr(getattr(model, "patch_embed", getattr(model, "stem", None)), "img_size", None)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class ImageData(LightningDataModule):
     def class_names(self) -> list[str] | None:
         """Class names in index order, or None where the data has none."""
         if self._names is None:
-            self._names = _class_names(self.dataset("train"))
+            self._names = dataset_classes(self.dataset("train"))
         return self._names
 
     def dataset(self, stage: str, transform: Any = None) -> Dataset:
@@ -121,10 +121,10 @@ class ImageData(LightningDataModule):
         elif name.startswith("wds"):
             _existing(root)
         data = self._create(name, root, split, stage == "train")
-        if not name and stage != "train" and _class_names(data) != self.class_names:
+        if not name and stage != "train" and dataset_classes(data) != self.class_names:
             # timm numbers the folders of each split anew: the classes after a missing one would move up.
             classes = {name: k for k, name in enumerate(self.class_names or [])}
-            if strangers := [name for name in _class_names(data) or [] if name not in classes]:
+            if strangers := [name for name in dataset_classes(data) or [] if name not in classes]:
                 raise InputError(f"{root} holds the class {strangers[0]!r}, which the training images do not")
             data = self._create(name, root, split, False, class_map=classes)
         data.transform = transform  # type: ignore[attr-defined]
@@ -286,7 +286,8 @@ def _split_folder(root: Path, split: str) -> Path:
     raise InputError(f"there is no split {split!r} in {root}; it holds {held}")
 
 
-def _class_names(data: Dataset) -> list[str] | None:
+def dataset_classes(data: Dataset) -> list[str] | None:
+    """Class names of a timm or torchvision dataset in index order, None where it has none."""
     reader = getattr(data, "reader", None)
     mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)  # tar
     if mapping:

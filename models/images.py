@@ -33,7 +33,8 @@ def read_image(data: Dataset, index: int) -> tuple[Image.Image, int]:
 def image_name(data: Dataset, index: int) -> str:
     """File name of an image where the data has one, else its index."""
     filename = getattr(data, "filename", None)
-    return str(filename(index) or index) if filename else str(index)
+    # torchvision's CIFAR has an attribute of that name, the name of its archive.
+    return str(filename(index) or index) if callable(filename) else str(index)
 
 
 class IndexedImages(Dataset):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torchvision
 import yaml
 from PIL import Image
 from torch import nn
@@ -91,20 +92,70 @@ def class_names(run: Run) -> list[str]:
     return names or [str(k) for k in range(run.model.hparams["num_classes"])]
 
 
-def head_readout(backbone: nn.Module) -> tuple[str, int]:
-    """What a timm network's head reads, ``cls`` or ``mean`` or ``max``, and its number of prefix tokens."""
-    prefix = getattr(backbone, "num_prefix_tokens", 0)
-    pool = getattr(backbone, "global_pool", "avg")  # a name in token models, a module in others
+def head_readout(model: nn.Module) -> tuple[str, int]:
+    """What a network's head reads, ``cls`` or ``mean`` or ``max``, and its number of prefix tokens.
+
+    timm's networks tell it; torchvision's ViT reads its class token, the one prefix token; of any other
+    network nothing is known, and its positions are averaged.
+    """
+    if isinstance(model, torchvision.models.VisionTransformer):
+        return "cls", 1
+    prefix = getattr(model, "num_prefix_tokens", 0)
+    pool = getattr(model, "global_pool", "avg")  # a name in token models, a module in others
     pool = getattr(pool, "pool_type", pool)
     if pool == "token" and prefix:
         return "cls", prefix
     return ("max" if pool == "max" else "mean"), prefix
 
 
-def patch_grid(backbone: nn.Module, patches: int) -> tuple[int, int] | None:
-    """(rows, columns) of a token layer's patches, None where there is no grid."""
-    grid = getattr(getattr(backbone, "patch_embed", None), "grid_size", None)
-    return tuple(grid) if grid and grid[0] * grid[1] == patches else None
+def readout_of(
+    model: nn.Module, shape: tuple[int, ...], dim: int, image_size: tuple[int, int] | None = None
+) -> tuple[str, int]:
+    """:func:`head_readout` for one layer: without class token where the layer holds none.
+
+    Args:
+        model: the network.
+        shape: of what the layer returns, (1, ...).
+        dim: axis of its units.
+        image_size: (H, W) that the network reads.
+    """
+    kind, prefix = head_readout(model)
+    tokens = len(shape) == 3 and dim in (-1, 2)
+    if tokens and patch_grid(model, shape[1], image_size) is None:
+        return kind, prefix
+    # Maps, pooled vectors, and tokens before the prefix joins them, such as those of a patch embedding.
+    return ("mean" if kind == "cls" else kind), 0
+
+
+def patch_grid(
+    model: nn.Module, patches: int, image_size: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """(rows, columns) of a token layer's patches, None where there is no grid.
+
+    Args:
+        model: with timm's patch embedding, or torchvision's ViT; of any other no grid is known.
+        patches: tokens without the prefix tokens.
+        image_size: (H, W) of the images, where they are not of the size the network was built for.
+    """
+    for grid in _patch_grids(model, image_size):
+        if grid[0] * grid[1] == patches:
+            return grid
+    return None
+
+
+def _patch_grids(model: nn.Module, image_size: tuple[int, int] | None) -> list[tuple[int, int]]:
+    """The grids that a network's patches may form: of these images, and of those it was built for."""
+    if isinstance(model, torchvision.models.VisionTransformer):
+        built, side = (model.image_size // model.patch_size,) * 2, (model.patch_size,) * 2
+    else:
+        embedding = getattr(model, "patch_embed", getattr(model, "stem", None))
+        built, side = getattr(embedding, "grid_size", None), getattr(embedding, "patch_size", None)
+    grids = []
+    if image_size is not None and isinstance(side, tuple):
+        grids.append((image_size[0] // side[0], image_size[1] // side[1]))
+    if built:
+        grids.append((built[0], built[1]))
+    return grids
 
 
 def open_image(source: str, data: ImageData) -> Image.Image:

@@ -97,19 +97,26 @@ def test_an_axis_follows_the_layer_not_the_shape():
     assert sites == {"act1": 1, "act2": -1, "act3": -1}
 
 
-class Reshaped(nn.Module):
-    """An activation fed by a permuted tensor."""
+class Rearranged(nn.Module):
+    """An activation fed by a tensor that an operation rearranged."""
 
-    def __init__(self):
+    def __init__(self, rearrange):
         super().__init__()
-        self.conv, self.act = nn.Conv2d(3, 8, 1), nn.ReLU()
+        self.conv, self.act, self.rearrange = nn.Conv2d(3, 8, 1), nn.ReLU(), rearrange
 
     def forward(self, x):
-        return self.act(self.conv(x).permute(0, 2, 3, 1))
+        return self.act(self.rearrange(self.conv(x)))
+
+
+def test_a_permutation_is_followed():
+    model = Rearranged(lambda x: x.permute(0, 2, 3, 1))
+    swap(model, competitors=4, sites=["act"], image_size=(8, 8))
+    assert isinstance(model.act, LWTA)
+    assert model.act.competition.dim == -1
 
 
 def test_an_axis_that_cannot_be_told_is_asked_for():
-    model = Reshaped()
+    model = Rearranged(lambda x: F.pixel_shuffle(x, 2))  # four units become four positions of one
     with pytest.raises(InputError, match="axis of the units of act cannot be told .* set model.dim"):
         swap(model, competitors=4, sites=["act"], image_size=(8, 8))
     assert isinstance(model.act, nn.ReLU)

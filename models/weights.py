@@ -1,0 +1,115 @@
+"""Weights of any network: read from a file without running code from it, fitted by name, and hashed."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from lwta.errors import InputError
+
+_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
+_PREFIXES = ("module.", "model.", "backbone.")  # of wrappers around the network
+_MOST_PREFIXES = 3
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Hash of the names, types, shapes and bytes of a network's state dict."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if isinstance(value, Tensor):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def load_weights(model: nn.Module, file: str | Path) -> None:
+    """Load a file of weights into a network, every weight of both by its name.
+
+    Args:
+        model: any network.
+        file: .safetensors, or .pt, .pth, .bin, .ckpt as ``torch.save`` writes them: a state dict, alone or
+            as ``{"state_dict": ...}`` or ``{"model": ...}``; the prefixes ``module.``, ``model.`` and
+            ``backbone.`` are dropped where the names fit without.
+
+    Raises:
+        InputError: where the file is missing, holds more than tensors and plain values, or does not fit.
+    """
+    state = _without_prefix(read_weights(file), set(model.state_dict()))
+    own = model.state_dict()
+    for name, value in state.items():
+        if name in own and own[name].shape != value.shape:
+            held, wanted = (" x ".join(map(str, shape)) for shape in (value.shape, own[name].shape))
+            raise InputError(
+                f"the weights {file} do not fit: {name} is {held or 'a number'} there and "
+                f"{wanted or 'a number'} in the network; build the network they were trained in"
+            )
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    wrong = [
+        f"{len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+        for names, what in ((missing, "missing"), (unexpected, "that the network does not have"))
+        if names
+    ]
+    if wrong:
+        raise InputError(
+            f"the weights {file} do not fit: {' and '.join(wrong)}; build the network they were trained in"
+        )
+
+
+def read_weights(file: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file by name; nothing in it is run.
+
+    Raises:
+        InputError: where the file is missing, of another kind, damaged, or holds pickled code.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise InputError(f"there is no file of weights {file}; name one that exists, or random")
+    if path.suffix.lower() not in _SUFFIXES:
+        raise InputError(f"{file} is no file of weights; it ends in one of {', '.join(_SUFFIXES)}")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return safetensors.torch.load_file(path)
+        held = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{file} is damaged, or holds code, which is never run ({_first_line(error)}); "
+            "save the state_dict() alone with torch.save or safetensors"
+        ) from None
+    return _tensors(held, file)
+
+
+def _tensors(held: Any, file: str | Path) -> dict[str, Tensor]:
+    for wrapper in _WRAPPERS:
+        if isinstance(held, dict) and isinstance(held.get(wrapper), dict):
+            held = held[wrapper]
+    if (
+        not isinstance(held, dict)
+        or not held
+        or not all(isinstance(value, Tensor) for value in held.values())
+    ):
+        raise InputError(
+            f"{file} holds no state dict, alone or under {' or '.join(_WRAPPERS)}; "
+            "save the network's state_dict()"
+        )
+    return held
+
+
+def _without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """The weights without wrappers' prefixes, where more of their names fit so."""
+    best = state
+    for _ in range(_MOST_PREFIXES):
+        prefix = next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None)
+        if prefix is None:
+            break
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
+        if len(names & set(state)) > len(names & set(best)):
+            best = state
+    return best
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
