@@ -73,10 +73,10 @@ def _parser() -> ArgumentParser:
     for name, command in COMMANDS.items():
         own = ArgumentParser(description=(command.function.__doc__ or "").split("\n")[0])
         own.add_argument("--config", action="config", help="YAML file with any of the options below")
-        skip = {"json", *command.groups}
+        skip: set[str | int] = {"json", *command.groups}
         if command.positional:
             listed, count, told = command.positional
-            own.add_argument(listed, help=told, **({"nargs": count} if count else {}))
+            own.add_argument(listed, help=told, nargs=count)
             skip.add(listed)
         for group in command.groups:
             own.add_class_arguments(_GROUPS[group], nested_key=None)

@@ -92,7 +92,7 @@ def patch_evidence(
     )
     if not path.is_file():
         crops = _Crops(question, patches, grid, encoder.transform)
-        consumer = Embeddings(encoder.images, path, (len(patches), encoder.width))
+        consumer = Embeddings(encoder.images, path, (len(patches), source.width))
         run_pass([consumer], question.loader(crops, "patches"), len(patches), question.run.batch_size)
     images = torch.full_like(exemplars.images, -1)
     images[listed] = numbers

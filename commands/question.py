@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from models.probes import probe_identity
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -27,6 +26,7 @@ from lwta.dissect.stream import UNSEEN, Activations, Embeddings, Loader, Share, 
 from lwta.errors import InputError
 from lwta.layers import LWTA
 from models.images import IndexedImages, image_name
+from models.probes import probe_identity
 
 EXEMPLARS = 100  # kept of each unit at least
 
@@ -130,7 +130,7 @@ class Question:
         if self.source.encodes and self.readout.kind != "patches":
             encoder = self.source.encoder
             assert encoder is not None
-            consumers.append(Embeddings(encoder.images, self._embeddings, (self.count, encoder.width)))
+            consumers.append(Embeddings(encoder.images, self._embeddings, (self.count, self.source.width)))
             transforms.append(encoder.transform)
         if self.run.force and not self.share.rank:
             for path in [*paths.values(), *(consumer.path for consumer in consumers)]:

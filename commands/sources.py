@@ -7,22 +7,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lwta.dissect.embeddings import check_match, image_rows, read_embeddings, sanity
-from lwta.dissect.words import read_words
-from models.probes import probe_classes
-from models.words import LISTS
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from commands.options import LabelOptions
 from commands.subject import Subject
 from lwta.dissect.concepts import read_concepts, read_pair
+from lwta.dissect.embeddings import check_match, image_rows, read_embeddings, sanity
 from lwta.dissect.presence import Classes, Cosines, Matrix, Presence
 from lwta.dissect.store import Rows, digest, room
+from lwta.dissect.words import read_words
 from lwta.errors import InputError
+from models.probes import probe_classes
 from models.run import class_names
 from models.shapes import CONCEPTS
 from models.shapes_clip import FOLDER as SHAPES_CLIP
+from models.words import LISTS
 
 if TYPE_CHECKING:
     from lwta.dissect.encoder import Encoder
@@ -54,6 +54,12 @@ class Source(NamedTuple):
     def encodes(self) -> bool:
         """Whether the probe images have to be embedded."""
         return self.texts is not None and self.images is None
+
+    @property
+    def width(self) -> int:
+        """E."""
+        assert self.texts is not None
+        return self.texts.shape[1]
 
     def presence(self, embeddings: np.ndarray | None, classes: Tensor) -> Presence:
         """Of the concepts in the probe images, from their embeddings (N, E) or classes (N,)."""

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from models.layers import find_layers
-from models.network import Network, load_network, wrap_network
-from models.probes import open_probe
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -18,6 +15,9 @@ from lwta.dissect.activations import Readout
 from lwta.errors import InputError
 from models.data import Transform
 from models.images import IndexedImages, read_image
+from models.layers import find_layers
+from models.network import Network, load_network, wrap_network
+from models.probes import open_probe
 from models.run import Run, class_names, head_readout, load_run, open_image
 
 
@@ -80,8 +80,10 @@ class Subject(NamedTuple):
 
     def is_split(self, spec: str) -> bool:
         """Whether a probe set is a split of the run's own data."""
-        name = spec.partition("[")[0]
-        return self.run is not None and ":" not in name and not Path(name).exists()
+        if self.run is None:
+            return False
+        name, splits = spec.partition("[")[0], self.run.data.splits
+        return name in {*splits, *splits.values()} or (":" not in name and not Path(name).exists())
 
     def image(self, source: str) -> Image.Image:
         """An image file, or ``SPLIT:INDEX`` of a run's data, as RGB."""
@@ -93,14 +95,14 @@ class Subject(NamedTuple):
             if int(index) >= len(images):
                 raise InputError(f"{source}: {probe} has {len(images)} images, the first is 0")
             return read_image(images.data, int(index))[0]
-        return open_image(source, None)
+        return open_image(source)
 
 
 def subject_of(
     model: nn.Module, transform: Transform | None = None, image_size: int | None = None
 ) -> Subject:
     """A module that somebody has, with its transform or else ImageNet's."""
-    net = wrap_network(model, transform, image_size)
+    net = wrap_network(model, transform, image_size=image_size)
     return _subject(net, Path(), {"weights": net.weights, "module": repr(model)})
 
 

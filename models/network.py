@@ -80,9 +80,27 @@ def load_network(
         raise InputError(f"{spec!r} names no network; give {_FORMS}")
     if weights not in (None, "random"):
         load_weights(built.model, weights)
-    seen, (mean, std) = _image_size(built.transform, spec), _normalisation(built.transform)
-    model = built.model.eval().to(place)
-    return Network(spec, model, built.transform, seen, weights_hash(model), mean, std, built.class_names)
+    return wrap_network(built.model.to(place), built.transform, spec, built.class_names)
+
+
+def wrap_network(
+    model: nn.Module,
+    transform: Transform | None = None,
+    name: str = "the network",
+    class_names: list[str] | None = None,
+    image_size: int | None = None,
+) -> Network:
+    """A module that is there already as a :class:`Network`, put into evaluation mode.
+
+    Args:
+        transform: None takes ImageNet's evaluation transform at ``image_size``, 224 where not given.
+
+    Raises:
+        InputError: a transform that makes no tensor (3, H, W) of an image.
+    """
+    transform = transform or imagenet_transform(image_size)
+    seen, (mean, std) = _image_size(transform, name), _normalisation(transform)
+    return Network(name, model.eval(), transform, seen, weights_hash(model), mean, std, class_names)
 
 
 def _from_function(

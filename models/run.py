@@ -158,8 +158,8 @@ def _patch_grids(model: nn.Module, image_size: tuple[int, int] | None) -> list[t
     return grids
 
 
-def open_image(source: str, data: ImageData) -> Image.Image:
-    """An image file, or ``SPLIT:INDEX`` of the run's data (``test:12``), as RGB.
+def open_image(source: str, data: ImageData | None = None) -> Image.Image:
+    """An image file, or ``SPLIT:INDEX`` of a run's data (``test:12``), as RGB.
 
     Raises:
         InputError: where there is no such image, or it does not decode.
@@ -167,7 +167,7 @@ def open_image(source: str, data: ImageData) -> Image.Image:
     path = Path(source)
     split, _, index = source.rpartition(":")
     try:
-        if not path.exists() and split and index.isdigit():
+        if data is not None and not path.exists() and split and index.isdigit():
             images = IndexedImages(data.dataset(split), data.eval_transform())
             if int(index) >= len(images):
                 raise InputError(f"{source}: the split has {len(images)} images, the first is 0")

@@ -1,9 +1,7 @@
 """Concepts: words to look for with an encoder, or how much of each each probe image shows, from file."""
 
 import csv
-import hashlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,12 +11,11 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from lwta.dissect.embeddings import check_match, image_rows, read_embeddings
-from lwta.dissect.presence import Cosines
+from lwta.dissect.embeddings import check_match, read_embeddings
 from lwta.errors import InputError
 
 if TYPE_CHECKING:
-    from lwta.dissect.encoder import Encoder  # open_clip takes a second to import
+    pass  # open_clip takes a second to import
 
 PAIRS = (".npz", ".safetensors")  # of what read_pair() reads
 
@@ -28,62 +25,6 @@ class Concepts(NamedTuple):
 
     names: list[str]
     presence: Tensor
-
-
-class ConceptSource(NamedTuple):
-    """Where the concepts of a probe set come from: an encoder, a matrix, or else the images' classes.
-
-    Attributes:
-        names: K concepts.
-        identity: what the labels made from it depend on.
-        encoder: looks for the words in images.
-        texts: embeddings (K, E) of the words.
-        matrix: (N, K), from file.
-    """
-
-    names: list[str]
-    identity: dict[str, str]
-    encoder: "Encoder | None" = None
-    texts: Tensor | None = None
-    matrix: Tensor | None = None
-
-    def concepts(self, seen: Tensor | None, classes: Tensor) -> Concepts:
-        """The concept matrix of a probe set, from its images' embeddings (N, E) or classes (N,)."""
-        if self.matrix is not None:
-            return Concepts(self.names, self.matrix)
-        if self.texts is not None and seen is not None:
-            return Concepts(self.names, seen @ self.texts.T)
-        return Concepts(self.names, (classes[:, None] == torch.arange(len(self.names))).float())
-
-
-def words_source(names: list[str], encoder: "Encoder", templates: Sequence[str]) -> ConceptSource:
-    """Concepts that an encoder looks for, each as the mean of its prompts."""
-    identity = {
-        "concepts": _digest(names),
-        "clip": encoder.identity(),
-        "templates": " | ".join(templates),
-    }
-    return ConceptSource(names, identity, encoder, encoder.texts(names, templates))
-
-
-def classes_source(names: list[str]) -> ConceptSource:
-    """The classes of the probe images as concepts, present or not."""
-    return ConceptSource(names, {"concepts": f"classes {_digest(names)}"})
-
-
-def file_source(path: str | Path, images: int) -> ConceptSource:
-    """The matrix of :func:`read_concepts`, or of all cosines of :func:`read_pair`."""
-    if Path(path).suffix in PAIRS:
-        names, seen, texts = read_pair(path)
-        image_rows(seen, images)
-        matrix = Cosines(seen, torch.from_numpy(np.array(texts, dtype=np.float32))).part(slice(None))
-    else:
-        names, matrix = read_concepts(path, images)
-    return ConceptSource(names, {"concepts": _digest(names, matrix.numpy().tobytes())}, matrix=matrix)
-
-
-def _digest(names: list[str], content: bytes = b"") -> str:
-    return hashlib.sha256("\n".join(names).encode() + content).hexdigest()[:16]
 
 
 def read_concepts(path: str | Path, images: int) -> Concepts:
@@ -158,23 +99,6 @@ def read_pair(path: str | Path) -> Pair:
     check_match(images, texts)
     _check_names(path, names)
     return Pair([name.strip() for name in names], images, texts)
-
-
-def read_words(path: str | Path) -> list[str]:
-    """Read a concept list, a concept per line of a ``.txt`` file.
-
-    Raises:
-        InputError: no such file, not text, blank or duplicate concepts.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"there is no concept list {path}")
-    try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise InputError(f"concept list {path} is not text in UTF-8; save it as such") from error
-    _check_names(path, names)
-    return [name.strip() for name in names]
 
 
 def _check_names(path: Path, names: list[str]) -> None:

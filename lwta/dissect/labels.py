@@ -66,24 +66,23 @@ class Labels(NamedTuple):
     @property
     def partial(self) -> list[str]:
         """Layers of which not every unit was asked for."""
-        rows = self.table["layer"].value_counts()
-        return [layer for layer, units in self.units.items() if rows.get(layer, 0) < units]
+        rows = self.table["layer"].tolist()
+        return [layer for layer, units in self.units.items() if rows.count(layer) < units]
 
     def joined(self, others: "Labels") -> "Labels":
         """These, and what ``others``, made alike, have of other units."""
-        mine = pd.MultiIndex.from_frame(self.table[["layer", "unit"]])
-        tables = [
-            pd.concat([own, other[~pd.MultiIndex.from_frame(other[["layer", "unit"]]).isin(mine)]])
-            for own, other in ((self.table, others.table), (self.exemplars, others.exemplars))
-        ]
         units = others.units | self.units
+        mine = set(zip(self.table["layer"], self.table["unit"], strict=True))
         order = {layer: place for place, layer in enumerate(units)}
-        table, exemplars = (
-            frame.sort_values(
-                ["layer", *keys], key=lambda c: c.map(order) if c.name == "layer" else c, kind="stable"
-            ).reset_index(drop=True)
-            for frame, keys in zip(tables, (["unit"], ["unit", "rank"]), strict=True)
-        )
+
+        def together(own: pd.DataFrame, other: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+            pairs = zip(other["layer"], other["unit"], strict=True)
+            frame = pd.concat([own, other.loc[[pair not in mine for pair in pairs]]])
+            frame = frame.assign(place=frame["layer"].map(order)).sort_values(["place", *keys])
+            return frame.drop(columns="place").reset_index(drop=True)
+
+        table = together(self.table, others.table, ["unit"])
+        exemplars = together(self.exemplars, others.exemplars, ["unit", "rank"])
         return self._replace(table=table, exemplars=exemplars, units=units)
 
 

@@ -72,7 +72,7 @@ def unit_rows(data: LayerData, units: Sequence[int]) -> pd.DataFrame:
         "win_rate": [n / e.count for n in wins],
         "negative": e.negative[index].tolist(),
     }
-    return pd.DataFrame(rows).reindex(columns=list(COLUMNS)).astype(COLUMNS)
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(COLUMNS)
 
 
 def exemplar_rows(data: LayerData, units: Sequence[int], names: ImageNames) -> pd.DataFrame:
@@ -93,4 +93,5 @@ def exemplar_rows(data: LayerData, units: Sequence[int], names: ImageNames) -> p
         if e.images[rank, unit] >= 0
     ]
     table = pd.DataFrame(rows, columns=["layer", "unit", "rank", "image", "value", "position"])
-    return table.assign(name=[names[i] for i in table["image"]]).astype(EXEMPLARS)[list(EXEMPLARS)]
+    table["name"] = [names[i] for i in table["image"].tolist()]
+    return table.reindex(columns=list(EXEMPLARS)).astype(EXEMPLARS)
