@@ -277,6 +277,10 @@ def test_a_number_beyond_float32_is_refused(tmp_path):
 def test_a_missing_or_shorter_row_of_a_parquet_file_is_refused(tmp_path, row, said):
     path = parquet(tmp_path / "e.parquet", [*ROWS[:4].tolist(), row, ROWS[5].tolist()])
     assert f"row 5 of 'embedding' in {path} holds {said}; all embeddings need one width" in refusal(path)
+    parquet(path, [row, row])
+    first = "row 1 of 'embedding'" if row is None else "need to be rows x width" if not row else None
+    if first:
+        assert first in refusal(path)
     parquet(path, [*ROWS[:4].tolist(), [1.0, None, 2.0, 3.0, 4.0]])
     assert "row 5 of the image embeddings" in refusal(path)
 
