@@ -59,9 +59,11 @@ def dissect(
         place = next(model.parameters()).device if device == "auto" else torch.device(device)
         subject: Subject = subject_of(model.to(place), transform, image_size)
     else:
-        named = {"run": str(model)} if Path(model).is_dir() else {"model": str(model), "weights": weights}
-        subject = open_subject(NetworkOptions(**named, image_size=image_size, device=device))
+        run, name = (str(model), None) if Path(model).is_dir() else (None, str(model))
+        subject = open_subject(
+            NetworkOptions(run=run, model=name, weights=weights, image_size=image_size, device=device)
+        )
     data = probe if isinstance(probe, Dataset) else None
     asked = LabelOptions(probe=None if data else probe, concepts=concepts, clip=clip, **options)  # type: ignore[arg-type]
-    run = PassOptions(batch_size=batch_size, num_workers=num_workers, cache=cache, force=force)
-    return Question(subject, asked, run, data=data).label(subject.layers(layers))
+    images = PassOptions(batch_size=batch_size, num_workers=num_workers, cache=cache, force=force)
+    return Question(subject, asked, images, data=data).label(subject.layers(layers))

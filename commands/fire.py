@@ -134,8 +134,8 @@ def _told(subject: Subject, layer: str, won: Tensor, classes: Tensor) -> str:
     known = labels_for(subject.folder, subject.identity["weights"])
     rows = pd.DataFrame() if known is None else known.table.query("layer == @layer")
     if len(rows):
-        fired = rows[rows["unit"].isin(won.any(0).nonzero()[:, 0].tolist())]["label"].dropna()
-        told.append(f"{fired.nunique()} distinct labels of {len(fired)} that fired")
+        fired = rows.loc[rows["unit"].isin(won.any(0).nonzero()[:, 0].tolist()), "label"].dropna().tolist()
+        told.append(f"{len(set(fired))} distinct labels of {len(fired)} that fired")
     return "; ".join(told)
 
 

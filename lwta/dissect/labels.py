@@ -78,7 +78,9 @@ class Labels(NamedTuple):
         def together(own: pd.DataFrame, other: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
             pairs = zip(other["layer"], other["unit"], strict=True)
             frame = pd.concat([own, other.loc[[pair not in mine for pair in pairs]]])
-            frame = frame.assign(place=frame["layer"].map(order)).sort_values(["place", *keys])
+            frame = frame.assign(place=[order[layer] for layer in frame["layer"]]).sort_values(
+                ["place", *keys]
+            )
             return frame.drop(columns="place").reset_index(drop=True)
 
         table = together(self.table, others.table, ["unit"])
