@@ -1,9 +1,8 @@
-"""soft_wpmi against its published formula, the rows of labels made with it, and their file."""
+"""The rows of labels made with soft_wpmi, and their file."""
 
 import json
 import math
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,39 +17,6 @@ from lwta.dissect.similarity import soft_wpmi
 from lwta.errors import InputError
 
 
-def naive_soft_wpmi(lists, presence, scale=10.0, prior=1.0, k_max=100):
-    """The formula one unit, one concept and one image at a time, in float64.
-
-    ``lists`` holds each unit's images, strongest first. An empty list is a dead unit: NaN, and no
-    part of the prior. A list shorter than k_max is stretched to it, as our docstring says.
-    """
-    images, concepts = presence.shape
-    shown = []  # S = softmax(a P) over concepts
-    for i in range(images):
-        exponentials = [math.exp(scale * float(presence[i, c])) for c in range(concepts)]
-        shown.append([e / sum(exponentials) for e in exponentials])
-    likelihood = {}
-    for unit, exemplars in enumerate(lists):
-        if not exemplars:
-            continue
-        rows = []
-        for c in range(concepts):
-            total = 0.0
-            for r, image in enumerate(exemplars):
-                p = 0.998 - r / len(exemplars) * 0.028
-                total += math.log(1 + p * (shown[image][c] - 1) + 1e-7)
-            rows.append(total * k_max / len(exemplars))
-        likelihood[unit] = rows
-    scores = np.full((len(lists), concepts), np.nan)
-    for c in range(concepts):
-        column = [rows[c] for rows in likelihood.values()]
-        top = max(column)
-        common = top + math.log(sum(math.exp(x - top) for x in column)) - math.log(len(column))
-        for unit, rows in likelihood.items():
-            scores[unit, c] = rows[c] - prior * common
-    return scores
-
-
 def as_exemplars(lists, k, count, negative=()):
     """Exemplars of given image lists; values fall with the rank."""
     images, values = torch.full((k, len(lists)), -1), torch.zeros(k, len(lists))
@@ -59,95 +25,6 @@ def as_exemplars(lists, k, count, negative=()):
         values[: len(listed), unit] = torch.arange(len(listed), 0, -1).float()
     flags = torch.tensor([unit in negative for unit in range(len(lists))])
     return Exemplars(images, values, torch.tensor([len(listed) for listed in lists]), flags, count)
-
-
-def world(images=240, concepts=12, seed=0, kind="cosine"):
-    """A concept matrix of cosines, as CLIP's are, or of classes as 0/1."""
-    rng = np.random.default_rng(seed)
-    if kind == "classes":
-        found = rng.integers(concepts, size=images)[:, None] == np.arange(concepts)
-    else:
-        found = rng.normal(0.2, 0.05, (images, concepts))
-    return torch.from_numpy(found.astype(np.float32))
-
-
-def full_lists(units, images=240, k=100, seed=0):
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(images)[:k].tolist() for _ in range(units)]
-
-
-# --- soft_wpmi -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["cosine", "classes"])
-@pytest.mark.parametrize(("images", "concepts", "seed"), [(200, 8, 0), (240, 40, 1), (400, 90, 2)])
-def test_full_lists_agree_with_the_published_formula(kind, images, concepts, seed):
-    presence, lists = world(images, concepts, seed, kind), full_lists(12, images, seed=seed)
-    expected = naive_soft_wpmi(lists, presence)
-    found = soft_wpmi(as_exemplars(lists, 100, images), presence).double().numpy()
-    assert found.shape == (12, concepts)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert (found.argmax(1) == expected.argmax(1)).all()
-
-
-def test_scale_and_prior_are_those_of_the_formula():
-    presence, lists = world(), full_lists(6)
-    for scale, prior in ((2.0, 0.6), (10.0, 0.0)):
-        found = soft_wpmi(as_exemplars(lists, 100, 240), presence, scale=scale, prior=prior).double().numpy()
-        expected = naive_soft_wpmi(lists, presence, scale, prior)
-        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-4)
-
-
-@pytest.mark.parametrize("k", [100, 37])
-def test_short_lists_are_stretched_to_the_full_length(k):
-    presence = world()
-    lists = [listed[:length] for listed, length in zip(full_lists(7), (k, 36, 25, 11, 10, 2, 1), strict=True)]
-    found = soft_wpmi(as_exemplars(lists, k, 240), presence).double().numpy()
-    expected = naive_soft_wpmi(lists, presence, k_max=k)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-    assert (found.argmax(1) == expected.argmax(1)).all()
-
-
-def test_a_short_list_does_not_blot_out_the_other_units():
-    # Unstretched, its sum of few logarithms would pass for a likelihood above that of any full list.
-    lists, concepts = planted(50)
-    found = soft_wpmi(as_exemplars([*lists, lists[0][:12]], 50, 200), concepts.presence)
-    assert found.argmax(1).tolist() == [2, 0, 3, 1, 2]
-    assert (found.amax(1) > 0).all()  # each likelier than the prior on its own concept
-
-
-def test_a_dead_unit_is_nan_and_has_no_influence_on_the_others():
-    presence, lists = world(), full_lists(5)
-    without = soft_wpmi(as_exemplars(lists, 100, 240), presence)
-    found = soft_wpmi(as_exemplars([[], *lists[:2], [], *lists[2:]], 100, 240), presence)
-    assert found[[0, 3]].isnan().all()
-    torch.testing.assert_close(found[[1, 2, 4, 5, 6]], without, rtol=0, atol=1e-5)
-
-
-def test_a_layer_of_dead_units_is_all_nan():
-    assert soft_wpmi(as_exemplars([[], []], 100, 240), world()).isnan().all()
-
-
-@pytest.mark.parametrize("chunk", [1, 5, 12, 1000])
-def test_scores_do_not_depend_on_the_chunk(chunk):
-    presence, exemplars = world(), as_exemplars([*full_lists(6), [3, 1, 2], []], 100, 240)
-    torch.testing.assert_close(
-        soft_wpmi(exemplars, presence, chunk=chunk),
-        soft_wpmi(exemplars, presence, chunk=4),
-        rtol=0,
-        atol=1e-5,
-        equal_nan=True,
-    )
-
-
-def test_images_that_show_nothing_of_a_concept_leave_scores_finite():
-    # Factors of .002 and less a hundred times over: 1e-270, far below what float32 holds.
-    presence = torch.zeros(240, 3)
-    presence[:, 0] = 10.0
-    found = soft_wpmi(as_exemplars(full_lists(4), 100, 240), presence)
-    assert found.isfinite().all()
-    expected = naive_soft_wpmi(full_lists(4), presence)
-    np.testing.assert_allclose(found.double().numpy(), expected, rtol=0, atol=5e-3)
 
 
 # --- rows of the label table ---------------------------------------------------------------------

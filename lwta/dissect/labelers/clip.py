@@ -7,7 +7,7 @@ from torch import Tensor
 from lwta.dissect.activations import Exemplars
 from lwta.dissect.concepts import Concepts
 from lwta.dissect.labels import COLUMNS
-from lwta.dissect.similarity import against_prior, log_likelihood
+from lwta.dissect.similarity import common, soft_wpmi_likelihood
 
 FEWEST_WINS = 10
 _EQUAL = 0.01  # scores that differ by less, of a hundred exemplars' log-likelihood, say the same
@@ -34,8 +34,9 @@ def label_layer(layer: str, exemplars: Exemplars, concepts: Concepts, prior: flo
         exemplars.negative,
         exemplars.count,
     )
-    likelihood = log_likelihood(listed, concepts.presence).nan_to_num(-torch.inf)
-    scores = against_prior(likelihood.masked_fill(~heard[:, None], torch.nan), prior).nan_to_num(-torch.inf)
+    likelihood = soft_wpmi_likelihood(listed, concepts.presence)
+    scores = (likelihood - prior * common(likelihood)).nan_to_num(-torch.inf)
+    likelihood = likelihood.nan_to_num(-torch.inf)
     place = _best_two(scores, likelihood)
     best = scores.gather(1, place)
     rows = []
