@@ -17,9 +17,16 @@ class Presence(Protocol):
 
     shape: tuple[int, int]
 
-    def part(self, images: Tensor | slice, concepts: slice = slice(None)) -> Tensor:
-        """P of some images (an int64 index, or a slice) and a range of concepts: (n, k), on the CPU."""
+    def part(
+        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+    ) -> Tensor:
+        """P of some images (an int64 index, or a slice) and a range of concepts: (n, k), on ``device``."""
         ...
+
+
+def as_presence(presence: Presence | np.ndarray | Tensor) -> Presence:
+    """A presence as it is, or a matrix (N, K) as one."""
+    return Matrix(presence) if isinstance(presence, np.ndarray | Tensor) else presence
 
 
 class Cosines:
@@ -34,8 +41,14 @@ class Cosines:
         self.images, self.texts = images, F.normalize(texts.float(), dim=1)
         self.shape = (len(images), len(texts))
 
-    def part(self, images: Tensor | slice, concepts: slice = slice(None)) -> Tensor:
-        return F.normalize(_rows(self.images, images), dim=1) @ self.texts[concepts].T
+    def directions(self, images: Tensor | slice, device: str | torch.device = "cpu") -> Tensor:
+        """Image embeddings of length 1: (n, E)."""
+        return F.normalize(rows_of(self.images, images).to(device), dim=1)
+
+    def part(
+        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+    ) -> Tensor:
+        return self.directions(images, device) @ self.texts[concepts].to(device).T
 
 
 class Matrix:
@@ -48,8 +61,10 @@ class Matrix:
     def __init__(self, values: np.ndarray | Tensor) -> None:
         self.values, self.shape = values, (values.shape[0], values.shape[1])
 
-    def part(self, images: Tensor | slice, concepts: slice = slice(None)) -> Tensor:
-        return _rows(self.values, images)[:, concepts]
+    def part(
+        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+    ) -> Tensor:
+        return rows_of(self.values, images)[:, concepts].to(device)
 
 
 class Classes:
@@ -63,12 +78,15 @@ class Classes:
     def __init__(self, classes: Tensor, count: int) -> None:
         self.classes, self.shape = classes, (len(classes), count)
 
-    def part(self, images: Tensor | slice, concepts: slice = slice(None)) -> Tensor:
+    def part(
+        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+    ) -> Tensor:
         names = torch.arange(self.shape[1])[concepts]
-        return (self.classes[images, None] == names).float()
+        return (self.classes[images, None] == names).float().to(device)
 
 
-def _rows(values: np.ndarray | Tensor, images: Tensor | slice) -> Tensor:
+def rows_of(values: np.ndarray | Tensor, images: Tensor | slice) -> Tensor:
+    """Some rows of an array or tensor, as float32; read where they are asked for, so it may be mapped."""
     if isinstance(values, Tensor):
         return values[images].float()
     # Sorted access would be faster on disk; callers that walk a large file ask in order.

@@ -1,77 +1,87 @@
-"""Similarity of units and concepts over probe images (CLIP-Dissect, Oikarinen & Weng, ICLR 2023)."""
+"""Similarity of units and concepts over probe images: every measure of CLIP-Dissect, and Jensen-Shannon.
+
+| measure | reads | source |
+|---|---|---|
+| :func:`soft_wpmi`, :func:`wpmi`, :func:`rank_reorder` | exemplars | CLIP-Dissect, arXiv 2204.10965 |
+| :func:`cos`, :func:`cos_cubed` | all values | the same |
+| :func:`jensen_shannon` | the positive values | named in DISCOVER, arXiv 2310.04929 |
+
+All return scores (D, K), float32, of which the largest of a row is the unit's label. A unit without
+exemplars or without anything to compare is NaN throughout: to be found before the largest is taken.
+"""
 
 import torch
 from torch import Tensor
 
-from lwta.dissect.activations import Exemplars
+from lwta.dissect.columns import cos, cos_cubed, jensen_shannon
+from lwta.dissect.record import Exemplars
+from lwta.dissect.reorder import rank_reorder, rank_reorder_top
+from lwta.dissect.wpmi import common, soft_wpmi, soft_wpmi_likelihood, wpmi, wpmi_likelihood
+from lwta.errors import InputError
+
+__all__ = [
+    "common",
+    "cos",
+    "cos_cubed",
+    "exemplars_of",
+    "jensen_shannon",
+    "rank_reorder",
+    "rank_reorder_top",
+    "soft_wpmi",
+    "soft_wpmi_likelihood",
+    "wpmi",
+    "wpmi_likelihood",
+]
 
 
-def soft_wpmi(
-    exemplars: Exemplars, presence: Tensor, *, scale: float = 10.0, prior: float = 1.0, chunk: int = 128
-) -> Tensor:
-    """Soft weighted pointwise mutual information of units and concepts, (D, K).
-
-    With logL of :func:`log_likelihood`::
-
-        score = logL - prior * (logsumexp over units of logL - log D)
-
-    Args:
-        exemplars: of all units of one layer, the prior is over them; units without any are NaN
-            and take no part.
-        presence: P (N, K).
-        scale: a, sharpness of S; 10 as published.
-        prior: lambda, 1 as published.
-        chunk: concepts scored at a time.
-
-    Source: arXiv 2204.10965, section 3.3 and its public constants (top 100, a = 10, lambda = 1).
-    """
-    return against_prior(log_likelihood(exemplars, presence, scale=scale, chunk=chunk), prior).float()
-
-
-def against_prior(likelihood: Tensor, prior: float = 1.0) -> Tensor:
-    """Log-likelihoods (D, K) less ``prior`` times what an average unit has, concept by concept."""
-    heard = ~likelihood.isnan().all(1)
-    common = likelihood[heard].logsumexp(0) - heard.sum().log()
-    return likelihood - prior * common
-
-
-def log_likelihood(
-    exemplars: Exemplars, presence: Tensor, *, scale: float = 10.0, chunk: int = 128
-) -> Tensor:
-    """How well each concept accounts for the exemplars of each unit: logL (D, K), float64.
-
-    With S = softmax(scale * P) over concepts and the r-th of k exemplars weighted by
-    p_r = .998 - .028 r / k::
-
-        logL[d, c] = (k_max / k_d) sum_r log(1 + p_r (S[image(r, d), c] - 1) + 1e-7)
-
-    The factor k_max / k_d is 1 for every unit with a full list and then the published formula; a
-    sparse unit may have won on fewer images, and without it its shorter sum would pass for a high
-    likelihood and, through the prior, blot out every other unit.
+def exemplars_of(values: Tensor, top: int, won: Tensor | None = None) -> Exemplars:
+    """The exemplars of every unit from values that are all at hand.
 
     Args:
-        exemplars: of the units of one layer; one without any is NaN.
-        presence: P (N, K).
-        scale: a, sharpness of S; 10 as published.
-        chunk: concepts at a time.
+        values: what each unit did for each image, (N, D).
+        top: exemplars kept per unit; N where there are fewer images.
+        won: bool (N, D), which values count, and a unit whose wins are mostly negative is ranked by -value.
+            None: all of them, ranked by value, as the public CLIP-Dissect code does.
+
+    Returns:
+        Exemplars; of equal values the image of the lower index comes first.
+
+    Raises:
+        InputError: ``top`` is below 1, or ``won`` is not of the shape of ``values``.
     """
-    listed = exemplars.images >= 0
-    lengths = listed.sum(0)
-    images = exemplars.images.clamp_min(0)
-    k_max = len(images)
-    # 1 - p: .002 growing to .03 over the full list, stretched to a shorter one. Kept as it is rather
-    # than taken from 1, where float32 would lose the digits that a small S has.
-    ranks = torch.arange(k_max)[:, None] / lengths.clamp_min(1)
-    absent, present = 0.002 + 0.028 * ranks + 1e-7, 0.998 - 0.028 * ranks
-    log_norm = (scale * presence).logsumexp(1, keepdim=True)
-    scores = []
-    for part in presence.split(chunk, dim=1):
-        concept_given_image = (scale * part - log_norm).exp()
-        total = torch.zeros(images.shape[1], part.shape[1], dtype=torch.float64)
-        # Ten factors a logarithm: each is at least .002, so ten stay above float32's smallest.
-        for start in range(0, k_max, 10):
-            rows = slice(start, start + 10)
-            factor = absent[rows, :, None] + present[rows, :, None] * concept_given_image[images[rows]]
-            total += torch.where(listed[rows, :, None], factor, 1.0).prod(0).log()
-        scores.append(total * (k_max / lengths.clamp_min(1))[:, None])
-    return torch.cat(scores, 1).masked_fill(~(lengths > 0)[:, None], torch.nan)
+    if top < 1:
+        raise InputError(f"top is {top}; at least 1 exemplar of each unit must be kept")
+    count, units = values.shape
+    ranked = values.detach().cpu().float().T.contiguous()
+    wins, negative = torch.full((units,), count), torch.zeros(units, dtype=torch.bool)
+    if won is not None:
+        if won.shape != values.shape:
+            raise InputError(
+                f"won is {tuple(won.shape)} and values {tuple(values.shape)}; they must be alike"
+            )
+        taken = won.cpu().T
+        wins = taken.sum(1)
+        negative = ((ranked < 0) & taken).sum(1) * 2 > wins
+        ranked = torch.where(negative[:, None], -ranked, ranked).masked_fill(~taken, -torch.inf)
+    best, images = _largest(ranked, min(top, count))
+    beyond = torch.arange(best.shape[1]) >= wins[:, None]
+    signed = torch.where(negative[:, None], -best, best)
+    return Exemplars(
+        images=images.masked_fill(beyond, -1).T.contiguous(),
+        values=signed.masked_fill(beyond, 0).T.contiguous(),
+        wins=wins,
+        negative=negative,
+        count=count,
+    )
+
+
+def _largest(rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their places, the lower place first among equals."""
+    best, places = rows.topk(min(k + 1, rows.shape[1]), dim=1)
+    # topk leaves equals in any order, and which of them it takes at the end: only such rows are sorted.
+    tied = (best[:, 1:] == best[:, :-1]).any(1)
+    best, places = best[:, :k].clone(), places[:, :k].clone()
+    if tied.any():
+        ordered, order = rows[tied].sort(dim=1, descending=True, stable=True)
+        best[tied], places[tied] = ordered[:, :k], order[:, :k]
+    return best, places
