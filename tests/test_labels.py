@@ -49,6 +49,8 @@ def planted_lists(wins=30):
 def planted_presence():
     shown = torch.arange(200) % 4
     presence = 0.2 + 0.1 * (shown[:, None] == torch.arange(4)).float()
+    for concept, listed in zip((2, 0, 3, 1), planted_lists(50), strict=True):
+        presence[listed, concept] += torch.linspace(0.1, 0, 50)  # the stronger the more a unit wins
     return presence + 0.01 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 
 
@@ -126,7 +128,9 @@ def test_units_that_won_too_rarely_have_a_reason_and_nothing_else():
 
 def test_dead_and_constant_units_are_found_first_and_change_nothing():
     alone = ClipLabeler(NAMES).label(planted())
-    data = layer_data([*planted_lists(), [0, 4, 8], [], range(60)], planted_presence(), competitors=None)
+    data = layer_data(
+        [*planted_lists(), [0, 4, 8], [], range(50)], planted_presence(), competitors=None, k=50
+    )
     constant = torch.tensor([False] * 6 + [True])
     beside = ClipLabeler(NAMES).label(data._replace(constant=constant))
     columns = ["label", "label_2", "score", "score_2"]

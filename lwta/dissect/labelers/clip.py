@@ -103,14 +103,15 @@ class ClipLabeler:
         heard = self.heard(data)
         alone = self.prior is not None and int(heard.sum()) == 1  # its prior is itself: every score is 0
         told = [place for place, unit in enumerate(asked) if heard[unit] and not alone]
-        table["reason"] = [None if heard[unit] else _reason(data, unit) for unit in asked]
+        reasons = [None if heard[unit] else _reason(data, unit) for unit in asked]
+        table["reason"] = pd.array(reasons, dtype="string")
         if alone:
             table.loc[heard[asked].numpy(), "reason"] = (
                 "the only unit of its layer with enough wins, so nothing to compare it with"
             )
         if told:
             scores, likelihood = self.scores(data, [asked[place] for place in told])
-            scores = scores.nan_to_num(-torch.inf)
+            scores = scores.masked_fill(scores.isnan(), -torch.inf)
             places, found = best(scores, scores if likelihood is None else likelihood, NEXT + 1)
             for n, (place, score) in enumerate(zip(places.T.tolist(), found.T.tolist(), strict=True), 1):
                 end = "" if n == 1 else f"_{n}"
@@ -150,7 +151,7 @@ class ClipLabeler:
         common = similarities.common(likelihood)
         if path is not None:
             save(path, {"common": common})
-        rows = [heard.index(unit) for unit in units] if len(units) < len(heard) else slice(None)
+        rows = slice(None) if list(units) == heard else [heard.index(unit) for unit in units]
         return (likelihood[rows] - self.prior * common).float(), likelihood[rows]
 
     def _likelihood(self, data: LayerData, units: Sequence[int]) -> Tensor:
