@@ -203,8 +203,10 @@ def _add_by_torch(
 
 
 def _scores(sums: Tensor, level: float, prior: float) -> Tensor:
-    # In place and a few concepts at a time: a table in double precision would be the largest of all.
+    # In place, for a second table of scores would be the largest thing in memory; and the level apart, which
+    # all units share and which would cost digits.
+    dead = sums[:, 0].isnan()
     for part in sums.split(_CONCEPTS, dim=1):
-        likelihood = part.double().add_(level)
-        part.copy_(likelihood - prior * common(likelihood))
+        heard = part[~dead] if dead.any() else part
+        part -= prior * (heard.logsumexp(0) - math.log(max(1, len(heard)))) - (1 - prior) * level
     return sums.cpu()
