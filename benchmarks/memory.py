@@ -22,8 +22,8 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from lwta.dissect.activations import Exemplars
 from lwta.dissect.presence import Cosines
+from lwta.dissect.record import Exemplars
 from lwta.dissect.similarity import soft_wpmi
 
 Result = TypeVar("Result")
