@@ -515,12 +515,12 @@ def test_labels_of_other_weights_are_refused(runs):
 
 
 def test_labels_of_some_units_do_not_compare(runs):
-    (runs[1] / "labels.parquet").unlink()
-    dissect.main(["explain", f"--run={runs[1]}", "test:0"])
+    (runs[0] / "labels.parquet").unlink()
+    dissect.main(["explain", f"--run={runs[0]}", "test:0"])
     message = refused(dissect.main, compare_args(runs))
     assert "only some units of blocks.1.mlp.act are labelled, those that explain came upon" in message
-    assert f"label all with dissect.py label --run {runs[1]}" in message
-    dissect.main(["label", f"--run={runs[1]}"])
+    assert f"label all with dissect.py label --run {runs[0]}" in message
+    dissect.main(["label", f"--run={runs[0]}"])
     dissect.main(compare_args(runs))
     assert numbers(runs[0].parent)["label_units"].tolist() == [192, 192]
 

@@ -232,7 +232,10 @@ def test_an_image_that_does_not_decode_is_refused_before_any_page(run, image_fol
             ["explain", "test:0", "--target=yellow"],
             "there is no class 'yellow'; the network knows blue, green",
         ),
-        (["explain", "test:0", "--readout=median"], "readout is one of cls, mean, max, patches, not 'median'"),
+        (
+            ["explain", "test:0", "--readout=median"],
+            "readout is one of cls, mean, max, patches, not 'median'",
+        ),
         (
             ["label", "--probe=holdout"],
             "there is no split 'holdout' in .*; it holds test, train, validation",
