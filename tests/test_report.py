@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import commands.report
 import dissect
 from lwta.dissect.evaluate import TruthScore, read_evaluation
 from lwta.dissect.labels import read_labels
@@ -278,9 +279,10 @@ def test_bad_input_is_one_sentence(reported, args, sentence):
     assert sentence in refused(dissect.main, ["report", f"--run={reported.run}", *args])
 
 
-def test_labels_of_some_units_make_no_page(shapes_run, tmp_path):
+def test_labels_of_some_units_make_no_page_and_no_work(shapes_run, tmp_path, monkeypatch):
     run = Path(shutil.copytree(shapes_run, tmp_path / "run"))
     dissect.main(["explain", f"--run={run}", "test:0"])
+    monkeypatch.setattr(commands.report, "compare_runs", lambda *_: pytest.fail("judged"))
     message = refused(dissect.main, ["report", f"--run={run}"])
     assert "only some units of blocks.0.mlp.act are labelled, those that explain came upon" in message
     assert not (run / "report").exists()
