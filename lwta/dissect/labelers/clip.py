@@ -1,5 +1,6 @@
 """Label units by similarity with concepts, in CLIP-Dissect's manner."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,9 @@ class ClipLabeler:
                 table.loc[told, f"label{end}"] = [
                     self.names[k] if f else None for k, f in zip(place, fits, strict=True)
                 ]
-                table.loc[told, f"score{end}"] = [v if f else None for v, f in zip(score, fits, strict=True)]
+                table.loc[told, f"score{end}"] = [
+                    v if f else math.nan for v, f in zip(score, fits, strict=True)
+                ]
             none = [place for place in told if pd.isna(table.at[place, "label"])]
             table.loc[none, "reason"] = "no concept fits its exemplars"
         table.loc[table["label"].notna(), "labeler"] = self.name
