@@ -79,7 +79,9 @@ def _parser() -> ArgumentParser:
             own.add_argument(listed, help=told, nargs=count)
             skip.add(listed)
         for group in command.groups:
-            own.add_class_arguments(_GROUPS[group], nested_key=None)
+            own.add_class_arguments(_GROUPS[group], nested_key=None, skip={"force"})
+        if "run" in command.groups:
+            own.add_argument("--force", action="store_true", help="make everything anew")
         own.add_function_arguments(command.function, skip=skip)
         if name == "explain":
             own.add_argument("--json", action="store_true", help="print JSON instead of tables")
