@@ -13,13 +13,14 @@ from commands.options import LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import Subject, open_subject, subject_of
 from lwta.dissect.labels import Labels
+from lwta.errors import InputError
 
 
 def dissect(
     model: nn.Module | str | Path,
     *,
     layers: str | list[str] | None = None,
-    probe: str | Dataset | None = None,
+    probe: str | Path | Dataset | None = None,
     concepts: str | list[str] | None = None,
     clip: str | None = None,
     transform: Callable[[Image.Image], Tensor] | None = None,
@@ -32,7 +33,7 @@ def dissect(
     force: bool = False,
     **options: Any,
 ) -> Labels:
-    """Label the units of a network; nothing is written but the cache.
+    """Label the units of a network; nothing is written but the cache, and a module keeps its mode.
 
     Args:
         model: a module; or as the command line names one: a run folder, ``timm:NAME``, ``torchvision:NAME``,
@@ -55,6 +56,10 @@ def dissect(
     >>> labels = dissect("runs/quickstart", probe="validation[:3000]", prior=0.75)  # doctest: +SKIP
     >>> labels.table[["layer", "unit", "label", "score"]]  # doctest: +SKIP
     """
+    data = None if probe is None or isinstance(probe, str | Path) else probe
+    if data is not None:
+        check_images(data)
+    modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     if isinstance(model, nn.Module):
         place = next(model.parameters()).device if device == "auto" else torch.device(device)
         subject: Subject = subject_of(model.to(place), transform, image_size)
@@ -63,7 +68,30 @@ def dissect(
         subject = open_subject(
             NetworkOptions(run=run, model=name, weights=weights, image_size=image_size, device=device)
         )
-    data = probe if isinstance(probe, Dataset) else None
-    asked = LabelOptions(probe=None if data else probe, concepts=concepts, clip=clip, **options)  # type: ignore[arg-type]
+    asked = LabelOptions(
+        probe=str(probe) if probe and data is None else None, concepts=concepts, clip=clip, **options
+    )
     images = PassOptions(batch_size=batch_size, num_workers=num_workers, cache=cache, force=force)
-    return Question(subject, asked, images, data=data).label(subject.layers(layers))
+    try:
+        return Question(subject, asked, images, data=data).label(subject.layers(layers))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def check_images(data: Any) -> None:
+    """Refuse what is no map-style dataset of (PIL image, class), going by its first image.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        first = data[0] if len(data) else (Image.new("RGB", (1, 1)), 0)
+        image, _ = first[:2]
+    except (TypeError, ValueError, KeyError, AttributeError):
+        image = None
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            "the probe images need to be a dataset with len() and [i] that gives (PIL image, class); "
+            "leave its own transform away"
+        )

@@ -49,6 +49,7 @@ def explain_images(
     pictures = [subject.image(source) for source in images]  # all, before any work
     reading, sites = subject.readout(labels.readout), subject.layers(layers)
     sites = sites if layers else dict(list(sites.items())[-1:])
+    subject.check_readout(reading, sites)
     fired, classes = fired_units(subject, pictures, sites, reading)
     names = subject.class_names or [str(k) for k in range(classes)]
     if target is not None and target not in names:

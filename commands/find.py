@@ -28,7 +28,8 @@ def find(
         layers: glob, or list of globs, over layer names; those that are labelled where not given.
         top: units listed.
     """
-    if not text.strip():
+    text = text.strip()
+    if not text:
         raise InputError("there is nothing to look for; give a text")
     subject = open_subject(network)
     known = labels_for(subject.folder, subject.identity["weights"])

@@ -1,5 +1,6 @@
 """``fire``: which units fired on each image of a set."""
 
+import math
 import sys
 
 import numpy as np
@@ -12,9 +13,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from commands.options import NetworkOptions
-from commands.subject import Subject, open_subject
+from commands.subject import open_subject
 from lwta.dissect.activations import readings
-from lwta.dissect.labels import labels_for
+from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.store import room
 from lwta.errors import InputError
 from models.images import IndexedImages, image_name
@@ -60,7 +61,8 @@ def fire(
         raise InputError("name the images with --data, such as a folder")
     images = IndexedImages(subject.probe(data or "test", data_args), subject.transform)
     sites, reading = subject.layers(layers), subject.readout(readout)
-    path = subject.folder / "fired.parquet"
+    subject.check_readout(reading, sites)
+    path, known = subject.folder / "fired.parquet", labels_for(subject.folder, subject.identity["weights"])
     step = max(1, -(-len(images) // _COMPARED))
     kept: dict[str, list[Tensor]] = {name: [] for name in sites}
     compared, seen = [], []
@@ -89,7 +91,7 @@ def fire(
         part.unlink(missing_ok=True)
     _say_missing(images, decoded)
     for name, won in kept.items():
-        print(f"{name}: {_told(subject, name, torch.cat(won), torch.cat(compared))}")
+        print(f"{name}: {_told(known, name, torch.cat(won), torch.cat(compared))}")
     print(f"{len(decoded)} images; wrote {path}")
 
 
@@ -124,14 +126,15 @@ def overlap(won: Tensor, classes: Tensor) -> tuple[float, float]:
     return float(share[pairs & same].mean()), float(share[pairs & ~same].mean())
 
 
-def _told(subject: Subject, layer: str, won: Tensor, classes: Tensor) -> str:
-    within, between = overlap(won, classes)
+def _told(known: Labels | None, layer: str, won: Tensor, classes: Tensor) -> str:
+    pairs = zip(("within a class", "between classes"), overlap(won, classes), strict=True)
+    shares = [f"{share:.3f} {where}" for where, share in pairs if not math.isnan(share)]
     told = [
         f"{100 * won.float().mean():.2f} % of {won.shape[1]} units fire on an image, "
         f"{int(won.any(0).sum())} on any",
-        f"fired sets overlap {within:.3f} within a class, {between:.3f} between classes",
     ]
-    known = labels_for(subject.folder, subject.identity["weights"])
+    if shares:
+        told.append(f"fired sets overlap {', '.join(shares)}")
     rows = pd.DataFrame() if known is None else known.table.query("layer == @layer")
     if len(rows):
         fired = rows.loc[rows["unit"].isin(won.any(0).nonzero()[:, 0].tolist()), "label"].dropna().tolist()

@@ -70,11 +70,11 @@ def patch_evidence(
     """The exemplars numbered by patch, and the presence of the concepts in those patches.
 
     Raises:
-        InputError: where there is no encoder to look at crops, or the layer has no grid of patches.
+        InputError: where the layer has no grid of patches.
     """
     encoder = source.encoder
-    if encoder is None or source.texts is None or not source.encodes:
-        raise InputError("readout patches needs an encoder that looks at the patches; name it with --clip")
+    assert encoder is not None  # refused before the pass
+    assert source.texts is not None
     subject, listed = question.subject, exemplars.images >= 0
     grid = patch_grid(subject.model, question.positions(layer), subject.image_size)
     if grid is None:
@@ -90,7 +90,7 @@ def patch_evidence(
     path = (
         question.cache / "patches" / f"{digest(own | {'context': CONTEXT, 'as': str(subject.transform)})}.npy"
     )
-    if not path.is_file():
+    if question.run.force or not path.is_file():
         crops = _Crops(question, patches, grid, encoder.transform)
         consumer = Embeddings(encoder.images, path, (len(patches), source.width))
         loader, size = question.loader(crops, "patches"), question.run.batch_size

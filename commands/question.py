@@ -1,8 +1,11 @@
 """What a command asks of a network and a probe set: one pass where something is missing, then labels."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
 from functools import cached_property
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +44,16 @@ class Each(NamedTuple):
         return tuple(transform(image) for transform in self.transforms)
 
 
+def transform_identity(transform: Callable[[Image.Image], Tensor]) -> str:
+    """Hash of what a transform makes of two fixed images: many a transform does not say what it does."""
+    rng, found = np.random.default_rng(0), hashlib.sha256()
+    for height, width in ((97, 160), (48, 31)):
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        made = transform(Image.fromarray(pixels)).contiguous()
+        found.update(f"{made.dtype} {tuple(made.shape)}".encode() + made.numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
 class Question:
     """Labels of layers of one network from one probe set.
 
@@ -65,13 +78,18 @@ class Question:
     ) -> None:
         if run.batch_size < 1 or run.num_workers < 0:
             raise InputError("batch_size is at least 1 and num_workers at least 0")
+        if share.world == 1 and run.devices * run.num_nodes > 1:
+            raise InputError(
+                "only label shares a pass out; leave devices away here, or run label with it first"
+            )
         self.subject, self.options, self.run, self.share = subject, labels, run, share
         self.similarity, self.prior = find_similarity(labels.similarity, labels.prior)
         self.readout = subject.readout(labels.readout)
-        self.spec = labels.probe or ("given images" if data else "validate" if subject.run else "")
+        self.spec = labels.probe or ("" if data is None else "given images")
+        self.spec = self.spec or ("validate" if subject.run else "")
         if not self.spec:
             raise InputError("name the images to label on with --probe, such as a folder")
-        self.data = data or subject.probe(self.spec, labels.probe_args)
+        self.data = subject.probe(self.spec, labels.probe_args) if data is None else data
         self.images = IndexedImages(self.data, subject.transform)
         self.count = len(self.images)
         if not self.count:
@@ -80,9 +98,14 @@ class Question:
         own = data is None and subject.is_split(self.spec)
         if share.rank:
             share.barrier()  # until the first has embedded the words
-        self.source: Source = open_source(subject, self.data, own, labels, self.cache, subject.device)
+        with redirect_stderr(StringIO()) if share.rank else nullcontext():  # the first has said it
+            self.source: Source = open_source(subject, self.data, own, labels, self.cache, subject.device)
         if not share.rank:
             share.barrier()
+        if self.readout.kind == "patches" and not (self.source.encoder and self.source.encodes):
+            raise InputError(
+                "readout patches needs an encoder that looks at the patches; name it with --clip"
+            )
         self.top = max(EXEMPLARS, self.similarity.top(self.count)) if self.similarity.top else EXEMPLARS
 
     @property
@@ -96,11 +119,18 @@ class Question:
         return probe_identity(self.data)
 
     @property
+    def _probe_name(self) -> str:
+        """The probe set without the place where it lies."""
+        path, bracket, part = self.spec.partition("[")
+        place = self.spec if Path(self.spec).exists() else path
+        return Path(place).name + (bracket + part) * (place == path) if Path(place).exists() else self.spec
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What labels depend on."""
         return {
             **self._activations,
-            "probe": Path(self.spec).name if Path(self.spec).exists() else self.spec,
+            "probe": self._probe_name,
             **self.source.identity,
             "similarity": self.options.similarity,
             "prior": None if self.prior is None else f"{self.prior:g}",
@@ -111,7 +141,7 @@ class Question:
         return {
             **self.subject.identity,
             "images": self.probe,
-            "transform": digest({"transform": str(self.subject.transform)}),
+            "transform": transform_identity(self.subject.transform),
             "readout": self.readout.kind,
         }
 
@@ -129,6 +159,7 @@ class Question:
 
     def observe(self, sites: Mapping[str, int]) -> None:
         """Run the probe images through whatever has not seen them yet."""
+        self.subject.check_readout(self.readout, sites)
         paths, values = self._kept(sites), self.similarity.top is None
         asked = digest({"layers": [str(path) for path in paths.values()], "values": values})
         unfinished = self.cache / "activations" / f"{asked}.unfinished"

@@ -105,8 +105,13 @@ def open_source(
     def classes() -> list[str]:
         return _classes(subject, data, own)
 
-    if specs == ["classes"] and not (clip or options.text_embeddings):
-        names = classes()
+    if specs == ["classes"] and not (clip or options.image_embeddings or options.text_embeddings):
+        names = class_names(subject.run) if own and subject.run else probe_classes(data) or []
+        if len(names) < 2:
+            raise InputError(
+                f"these images are of {len(names)} classes, and each unit takes its label from several; "
+                "give a list with --concepts and what looks for its words with --clip"
+            )
         return Source(names, {"concepts": f"classes {digest({'names': names})}"})
     words = read_words(specs, {"classes": classes, "shapes": lambda: CONCEPTS} | LISTS)
     if words.blanks or words.duplicates:
@@ -151,7 +156,7 @@ def _words(
     if clip is None and not (options.image_embeddings and options.text_embeddings):
         raise InputError(
             "a list of words needs an open_clip model that looks for them: --clip ViT-B-32 --tag openai, "
-            "hf-hub:OWNER/NAME, or a folder; or --image-embeddings and --text-embeddings"
+            "hf-hub:OWNER/NAME, or a folder; or --image_embeddings and --text_embeddings"
         )
     encoder, templates = None, ["{}"]
     identity: dict[str, Any] = {"concepts": digest({"names": names})}

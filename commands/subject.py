@@ -1,6 +1,7 @@
 """The network that a command is about: a trained run, or any model."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +14,14 @@ from torch.utils.data import Dataset
 from commands.options import NetworkOptions
 from lwta.dissect.activations import Readout
 from lwta.errors import InputError
+from lwta.layers import Firing, observe
 from models.data import Transform
 from models.images import IndexedImages, read_image
 from models.layers import find_layers
 from models.network import Network, load_network, wrap_network
 from models.probes import open_probe
-from models.run import Run, class_names, head_readout, load_run, open_image
+from models.run import Run, class_names, head_readout, load_run, open_image, patch_grid
+from models.weights import code_hash
 
 
 class Subject(NamedTuple):
@@ -61,6 +64,9 @@ class Subject(NamedTuple):
         if self.run and (not wanted or all(any(fnmatchcase(n, g) for n in known) for g in wanted)):
             return self.run.model.sparsity.select(wanted)
         found = find_layers(self.model, self.image_size, wanted)
+        if found.left:
+            told = "; ".join(list(found.left.values())[:3])
+            print(f"left out {len(found.left)} layers: {told}", file=sys.stderr)
         return found.dims
 
     def readout(self, kind: str | None) -> Readout:
@@ -71,6 +77,35 @@ class Subject(NamedTuple):
                 "readout cls needs a class token that the head reads; this network's head pools, use mean"
             )
         return Readout(kind or default, prefix)
+
+    def check_readout(self, readout: Readout, sites: Mapping[str, int]) -> None:
+        """Refuse a readout that a layer has no positions for, before any image is loaded.
+
+        Raises:
+            InputError: class token or patches of a layer without; tokens that the prefix has not joined yet.
+        """
+        tokens: dict[str, int] = {}
+        height, width = self.image_size
+
+        def seen(name: str, firing: Firing) -> None:
+            if firing.values.ndim == 3 and firing.dim == 2:
+                tokens[name] = firing.values.shape[1]
+
+        with torch.no_grad(), observe(self.model.eval(), sites, seen):
+            self.model(torch.zeros(1, 3, height, width, device=self.device))
+        for name in sites:
+            if readout.kind == "cls" and name not in tokens:
+                raise InputError(
+                    f"readout cls needs a class token, and the layer {name} has none; use mean or max"
+                )
+            count = tokens.get(name, 0)
+            grid = patch_grid(self.model, count - readout.prefix, self.image_size)
+            if readout.prefix and not grid and patch_grid(self.model, count, self.image_size):
+                raise InputError(
+                    f"the layer {name} comes before the class token joins the patches; name a later one"
+                )
+            if readout.kind == "patches" and grid is None:
+                raise InputError(f"the layer {name} has no grid of patches; use readout max")
 
     def probe(self, spec: str, args: dict[str, Any] | None = None) -> Dataset:
         """Images by a split of the run's data, or by anything that :func:`models.probes.open_probe` reads."""
@@ -103,7 +138,7 @@ def subject_of(
 ) -> Subject:
     """A module that somebody has, with its transform or else ImageNet's."""
     net = wrap_network(model, transform, image_size=image_size)
-    return _subject(net, Path(), {"weights": net.weights, "module": repr(model)})
+    return _subject(net, Path(), {"weights": net.weights, "module": repr(model), "code": code_hash(model)})
 
 
 def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
@@ -137,7 +172,8 @@ def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
     spec = options.model or ""
     net = load_network(spec, options.weights, place, options.image_size, options.model_args)
     folder = Path(options.out or Path("dissections") / spec.replace(":", "-").replace("/", "-"))
-    return _subject(net, folder, {"weights": net.weights, "network": spec, "arguments": options.model_args})
+    identity = {"weights": net.weights, "network": spec, "arguments": options.model_args}
+    return _subject(net, folder, identity | {"code": code_hash(net.model)})
 
 
 def _subject(net: Network, folder: Path, identity: dict[str, Any]) -> Subject:

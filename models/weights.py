@@ -1,6 +1,7 @@
 """Weights of any network: read from a file without running code from it, fitted by name, and hashed."""
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,19 @@ def weights_hash(model: nn.Module) -> str:
         if isinstance(value, Tensor):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def code_hash(model: nn.Module) -> str:
+    """Hash of the files that define the classes of a network's modules, torch's own left out.
+
+    Weights alone do not say what is computed with them: a forward that was edited gives other activations.
+    """
+    names = {type(module).__module__ for module in model.modules()}
+    digest = hashlib.sha256()
+    for name in sorted(name for name in names if name.partition(".")[0] != "torch"):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        digest.update(name.encode() + (Path(file).read_bytes() if file and Path(file).is_file() else b""))
     return digest.hexdigest()[:16]
 
 

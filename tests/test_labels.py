@@ -51,7 +51,7 @@ def planted_presence():
     presence = 0.2 + 0.1 * (shown[:, None] == torch.arange(4)).float()
     for concept, listed in zip((2, 0, 3, 1), planted_lists(50), strict=True):
         presence[listed, concept] += torch.linspace(0.1, 0, 50)  # the stronger the more a unit wins
-    return presence + 0.01 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    return presence + 0.001 * torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
 
 
 def planted_values():

@@ -14,7 +14,7 @@ from lwta.dissect.activations import Readout
 from lwta.dissect.explanation import Explanation, FiredUnit, LayerExplanation
 from lwta.errors import InputError
 from lwta.functional import to_blocks
-from lwta.layers import LWTA, Firing, watch
+from lwta.layers import LWTA, Firing, observe
 
 
 @contextmanager
@@ -69,7 +69,12 @@ def explain(
         InputError: where the target is not a class.
     """
     images = image[None].to(next(model.parameters()).device)
-    with torch.no_grad(), watch(model, sites) as calls:
+    calls: dict[str, Firing] = {}
+
+    def seen(layer: str, firing: Firing) -> None:  # copied: an activation after it may work in place
+        calls[layer] = firing._replace(values=firing.values.clone())
+
+    with torch.no_grad(), observe(model, sites, seen):
         logits = model(images)
     probabilities, order = logits.softmax(-1)[0].sort(descending=True)
     target = int(order[0]) if target is None else target
@@ -83,7 +88,7 @@ def explain(
     words = _Words(labels)
     base = float(logits[0, target] - logits[0].mean())
     layers = []
-    for layer, (firing,) in calls.items():
+    for layer, firing in calls.items():
         module = model.get_submodule(layer)
         gradient = cast(Tensor, LayerGradientXActivation(score, module).attribute(images)).detach()
         explained = _layer(layer, module, firing, readout, gradient, words, grids, top)

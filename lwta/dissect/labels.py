@@ -145,8 +145,8 @@ def labels_for(folder: str | Path, weights: str, whole: bool = False) -> Labels 
     labels = read_labels(folder)
     if labels is not None and labels.identity.get("weights") != weights:
         raise InputError(
-            f"{folder}/labels.parquet was made from other weights than the run's checkpoint; make it anew "
-            f"with dissect.py label --run {folder}"
+            f"{folder}/labels.parquet was made from other weights than the network's; make it anew "
+            f"with dissect.py label --run {folder}, or with the --model it is of"
         )
     if labels is not None and whole and labels.partial:
         raise InputError(

@@ -175,8 +175,9 @@ class Activations:
 
     def finish(self) -> None:
         for name in self.sites:  # where it was killed in here, those that are left
-            if self.values:
-                (self.folder / f"{name}.npy").replace(self.paths[name].with_suffix(".npy"))
+            rows = self.folder / f"{name}.npy"
+            if self.values and rows.exists():
+                rows.replace(self.paths[name].with_suffix(".npy"))
             save(self.paths[name], {"record": self.records[name].state_dict(), "classes": self.classes})
 
 
@@ -204,38 +205,44 @@ def run_pass(
         step: images that a consumer is given at a time, the whole batch where not given.
 
     Raises:
-        InputError: where no image decodes, or more than 5 % do not; on a full disk.
+        InputError: where more than 5 % of the images do not decode, and again when it is asked to go on;
+            on a full disk.
     """
     if share.rank == 0:
         for consumer in consumers:
             consumer.prepare()
     share.barrier()
-    done = [_resume(consumer, batch_size, share) for consumer in consumers]
+    done, broken = [], set[int]()
+    for consumer in consumers:
+        taken, missing = _resume(consumer, batch_size, share)
+        done.append(taken)
+        broken |= missing
+    _check_broken(broken, count, names)
     batches = range(share.rank, -(-count // batch_size), share.world)
     todo = [b for b in batches if not all(b in taken for taken in done)]
     spans = [range(b * batch_size, min((b + 1) * batch_size, count)) for b in todo]
-    broken: list[int] = []
     last, pause = time.monotonic(), every
     for b, span, (indices, pixels, classes) in zip(todo, spans, loader(spans), strict=True):
         for i, (consumer, taken) in enumerate(zip(consumers, done, strict=True)):
             if b not in taken and len(indices):
                 _give(consumer, indices, pixels[i], classes, step or len(indices))
             taken.add(b)
-        broken += sorted(set(span) - set(indices.tolist()))
+        broken |= set(span) - set(indices.tolist())
         if len(broken) > MOST_BROKEN * count:
-            _keep(consumers, done, batch_size, share)
-            named = ", ".join(str((names and names[i]) or i) for i in broken[:5])
-            raise InputError(
-                f"more than 5 % of the {count} images do not decode, such as {named}; replace or remove them"
-            )
+            _keep(consumers, done, broken, batch_size, share)
+            _check_broken(broken, count, names)
         if time.monotonic() - last > pause:
             began = time.monotonic()
-            _keep(consumers, done, batch_size, share)
+            _keep(consumers, done, broken, batch_size, share)
             last = time.monotonic()
             pause = max(every, 20 * (last - began)) if every else 0.0
-    _keep(consumers, done, batch_size, share)
+    _keep(consumers, done, broken, batch_size, share)
     share.barrier()
     if share.rank == 0:
+        for rank in range(1, share.world):  # each has seen its own part only
+            kept = load(_state_file(consumers[0], batch_size, rank, share.world)) if consumers else None
+            broken |= set(kept["broken"] if kept else ())
+        _check_broken(broken, count, names)
         for consumer in consumers:
             _finish(consumer, batch_size, share.world)
     share.barrier()
@@ -250,14 +257,24 @@ def _state_file(consumer: Consumer, batch_size: int, rank: int, world: int) -> P
     return consumer.folder / f"state-{batch_size}-{rank}-of-{world}.pt"
 
 
-def _keep(consumers: Sequence[Consumer], done: list[set[int]], batch_size: int, share: Share) -> None:
+def _check_broken(broken: set[int], count: int, names: ImageNames | None) -> None:
+    if len(broken) > MOST_BROKEN * count:
+        named = ", ".join(str((names and names[i]) or i) for i in sorted(broken)[:5])
+        raise InputError(
+            f"more than 5 % of the {count} images do not decode, such as {named}; replace or remove them"
+        )
+
+
+def _keep(
+    consumers: Sequence[Consumer], done: list[set[int]], broken: set[int], batch_size: int, share: Share
+) -> None:
     for consumer, taken in zip(consumers, done, strict=True):
         path = _state_file(consumer, batch_size, share.rank, share.world)
-        save(path, {"batches": sorted(taken), "state": consumer.state()})
+        save(path, {"batches": sorted(taken), "broken": sorted(broken), "state": consumer.state()})
 
 
-def _resume(consumer: Consumer, batch_size: int, share: Share) -> set[int]:
-    """Take up what this process had; the batches that were taken."""
+def _resume(consumer: Consumer, batch_size: int, share: Share) -> tuple[set[int], set[int]]:
+    """Take up what this process had; the batches that were taken, and the images that did not decode."""
     path = _state_file(consumer, batch_size, share.rank, share.world)
     others = sorted(p.stem for p in consumer.folder.glob("state-*.pt"))
     if others and share.rank == 0 and not path.exists():
@@ -266,9 +283,9 @@ def _resume(consumer: Consumer, batch_size: int, share: Share) -> set[int]:
         print(f"an unfinished pass is there that {told}; this one starts over", file=sys.stderr)
     found = load(path)
     if found is None:
-        return set()
+        return set(), set()
     consumer.merge(found["state"])
-    return set(found["batches"])
+    return set(found["batches"]), set(found["broken"])
 
 
 def _finish(consumer: Consumer, batch_size: int, world: int) -> None:

@@ -143,7 +143,9 @@ class ClipLabeler:
                 presence = _Shown(presence, data.seen)
             return score(values, presence, negative=data.exemplars.negative[columns]), None
         if self.prior is None:
-            return score(_subset(data.evidence, units), data.presence), None
+            # More are kept than a similarity may look at: of a small probe set most of the images.
+            top = self.similarity.top(data.exemplars.count)
+            return score(_subset(data.evidence, units, top), data.presence), None
         heard = self.heard(data).nonzero()[:, 0].tolist()
         path = self._prior_file(data)
         known = None if path is None else load(path)
@@ -191,15 +193,16 @@ class _Shown:
         return self.presence.part(self.index[images], concepts)
 
 
-def _subset(exemplars: Exemplars, units: Sequence[int]) -> Exemplars:
+def _subset(exemplars: Exemplars, units: Sequence[int], top: int | None = None) -> Exemplars:
+    """Some units, and of each the ``top`` strongest exemplars."""
     index = torch.tensor(units)
     return replace(
         exemplars,
-        images=exemplars.images[:, index],
-        values=exemplars.values[:, index],
+        images=exemplars.images[:top, index],
+        values=exemplars.values[:top, index],
         wins=exemplars.wins[index],
         negative=exemplars.negative[index],
-        positions=None if exemplars.positions is None else exemplars.positions[:, index],
+        positions=None if exemplars.positions is None else exemplars.positions[:top, index],
     )
 
 
