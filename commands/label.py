@@ -38,7 +38,7 @@ def label(
         common = ", ".join(f"{text} {n}" for text, n in rows["label"].value_counts().head(5).items())
         print(f"{name}: {len(rows)} units, {labelled} labelled, {silent} never won; most often {common}")
     place = "the class token" if question.readout.kind == "cls" else "any position"
-    told = f"wins at {place} of {question.seen(next(iter(sites)))} images of {question.told}"
+    told = f"wins at {place} of {question.seen(next(iter(sites)))} images of {question.probe.told}"
     print(f"{told}; wrote {subject.folder}/labels.parquet, labels.csv and exemplars.parquet")
 
 

@@ -14,7 +14,7 @@ from commands.sources import Source
 from lwta.dissect.presence import Cosines, Presence
 from lwta.dissect.record import Exemplars
 from lwta.dissect.store import digest
-from lwta.dissect.stream import Embeddings, run_pass
+from lwta.dissect.stream import Embeddings
 from lwta.errors import InputError
 from models.images import UNDECODABLE, read_image
 from models.run import patch_grid
@@ -47,7 +47,7 @@ class _Crops(Dataset):
     """(number, crop as the encoder takes it, -1) of each patch (image, position), as the network sees it."""
 
     def __init__(self, question: "Question", patches: Tensor, grid: tuple[int, int], transform) -> None:
-        self.data, self.subject = question.data, question.subject
+        self.data, self.subject = question.probe.data, question.subject
         self.patches, self.grid, self.transform = patches, grid, transform
 
     def __len__(self) -> int:
@@ -82,19 +82,12 @@ def patch_evidence(
     assert exemplars.positions is not None
     pairs = torch.stack([exemplars.images[listed], exemplars.positions[listed]], 1)
     patches, numbers = pairs.unique(dim=0, return_inverse=True)
-    own = {
-        "patches": digest({"pairs": patches.tolist()}),
-        "images": question.probe,
-        "clip": source.identity["clip"],
-    }
-    path = (
-        question.cache / "patches" / f"{digest(own | {'context': CONTEXT, 'as': str(subject.transform)})}.npy"
-    )
+    own = {"patches": patches.tolist(), "context": CONTEXT, "clip": source.identity["clip"]}
+    path = question.cache / "patches" / f"{digest(question.activations | own)}.npy"
     if question.run.force or not path.is_file():
         crops = _Crops(question, patches, grid, encoder.transform)
         consumer = Embeddings(encoder.images, path, (len(patches), source.width))
-        loader, size = question.loader(crops, "patches"), question.run.batch_size
-        run_pass([consumer], loader, len(patches), size, step=question.step, every=question.run.save_every)
+        question.stream([consumer], crops, "patches")
     images = torch.full_like(exemplars.images, -1)
     images[listed] = numbers
     return replace(exemplars, images=images), Cosines(np.load(path, mmap_mode="r"), source.texts)

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from commands.options import LabelOptions
+from commands.probe import Probe
 from commands.subject import Subject
 from lwta.dissect.concepts import read_concepts, read_pair
 from lwta.dissect.embeddings import check_match, image_rows, read_embeddings, sanity
 from lwta.dissect.presence import Classes, Cosines, Matrix, Presence
 from lwta.dissect.store import Rows, digest, room
-from lwta.dissect.words import read_words
+from lwta.dissect.words import WordList, read_words
 from lwta.errors import InputError
 from models.probes import probe_classes
 from models.run import class_names
@@ -78,17 +78,14 @@ class Source(NamedTuple):
         return self._replace(names=[*self.names, text], texts=texts, identity=self.identity | {"word": text})
 
 
-def open_source(
-    subject: Subject, data: Dataset, own: bool, options: LabelOptions, cache: Path, device: str | torch.device
-) -> Source:
+def open_source(subject: Subject, probe: Probe, options: LabelOptions, cache: Path) -> Source:
     """The concepts asked for, by default those that suit the data.
 
     Args:
-        data: the probe images.
-        own: whether they are a split of the run's own data.
+        subject: whose classes may be the concepts.
         cache: folder for text embeddings.
     """
-    is_shapes = own and subject.run is not None and subject.run.data.config["name"] == "shapes"
+    is_shapes = probe.own and subject.run is not None and subject.run.data.config["name"] == "shapes"
     asked = options.concepts or ("shapes" if is_shapes else "classes")
     specs = [asked] if isinstance(asked, str) else asked
     clip = options.clip or ("shapes" if is_shapes and specs == ["shapes"] else None)
@@ -100,13 +97,13 @@ def open_source(
             raise InputError(
                 f"{specs[0]} tells by itself what the images show; leave --clip away, or give a .txt list"
             )
-        return _table(specs[0], data) if single in _TABLES else _pair(specs[0], data)
+        return _table(specs[0], probe) if single in _TABLES else _pair(specs[0], probe)
 
     def classes() -> list[str]:
-        return _classes(subject, data, own)
+        return _classes(subject, probe)
 
     if specs == ["classes"] and not (clip or options.image_embeddings or options.text_embeddings):
-        names = class_names(subject.run) if own and subject.run else probe_classes(data) or []
+        names = class_names(subject.run) if probe.own and subject.run else probe_classes(probe.data) or []
         if len(names) < 2:
             raise InputError(
                 f"these images are of {len(names)} classes, and each unit takes its label from several; "
@@ -117,36 +114,35 @@ def open_source(
     if words.blanks or words.duplicates:
         told = f"{words.blanks} blank and {words.duplicates} repeated"
         print(f"left out {told} of the concepts; {len(words.names)} remain", file=sys.stderr)
-    return _words(words.names, bool(words.blanks or words.duplicates), data, options, clip, cache, device)
+    return _words(words, probe, options, clip, cache, subject.device)
 
 
-def _classes(subject: Subject, data: Dataset, own: bool) -> list[str]:
-    if own and subject.run is not None:
+def _classes(subject: Subject, probe: Probe) -> list[str]:
+    if probe.own and subject.run is not None:
         return class_names(subject.run)
-    names = probe_classes(data) or subject.class_names
+    names = probe_classes(probe.data) or subject.class_names
     if not names:
         raise InputError("these images have no classes to take words from; give a list with --concepts")
     return names
 
 
-def _table(path: str, data: Dataset) -> Source:
-    names, matrix = read_concepts(path, len(data))  # type: ignore[arg-type]
+def _table(path: str, probe: Probe) -> Source:
+    names, matrix = read_concepts(path, len(probe))
     values = matrix.numpy()
     return Source(names, {"concepts": digest({"names": names, "values": _content(values)})}, images=values)
 
 
-def _pair(path: str, data: Dataset) -> Source:
+def _pair(path: str, probe: Probe) -> Source:
     names, images, texts = read_pair(path)
-    image_rows(images, len(data))  # type: ignore[arg-type]
+    image_rows(images, len(probe))
     _matched(images, texts)
     concepts = digest({"names": names, "images": _content(images), "texts": _content(texts)})
     return Source(names, {"concepts": concepts}, torch.from_numpy(np.array(texts, dtype=np.float32)), images)
 
 
 def _words(
-    names: list[str],
-    dropped: bool,
-    data: Dataset,
+    words: WordList,
+    probe: Probe,
     options: LabelOptions,
     clip: str | None,
     cache: Path,
@@ -158,6 +154,7 @@ def _words(
             "a list of words needs an open_clip model that looks for them: --clip ViT-B-32 --tag openai, "
             "hf-hub:OWNER/NAME, or a folder; or --image_embeddings and --text_embeddings"
         )
+    names, dropped = words.names, bool(words.blanks or words.duplicates)
     encoder, templates = None, ["{}"]
     identity: dict[str, Any] = {"concepts": digest({"names": names})}
     if clip is not None:
@@ -185,7 +182,7 @@ def _words(
         texts = embedded_texts(encoder, names, templates, identity, cache)
     if options.image_embeddings:
         images = read_embeddings(options.image_embeddings, "image").vectors
-        image_rows(images, len(data))  # type: ignore[arg-type]
+        image_rows(images, len(probe))
         identity["image_embeddings"] = _content(images)
         _matched(images, texts.numpy())
     elif encoder is not None and encoder.width != texts.shape[1]:
