@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,10 @@ def ours(args: argparse.Namespace, images: str) -> None:
 def public(args: argparse.Namespace) -> None:
     """Their functions, with random weights in place of downloads and parquet in place of a folder."""
     sys.path.insert(0, args.clone)
+    import packaging.version
+
+    # Their tokenizer asks it for a version of torch; newer setuptools carry it no longer.
+    sys.modules["pkg_resources"] = types.SimpleNamespace(packaging=packaging)  # type: ignore[assignment]
     import clip
     import clip.clip
     import clip.model

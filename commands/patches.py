@@ -93,7 +93,8 @@ def patch_evidence(
     if question.run.force or not path.is_file():
         crops = _Crops(question, patches, grid, encoder.transform)
         consumer = Embeddings(encoder.images, path, (len(patches), source.width))
-        run_pass([consumer], question.loader(crops, "patches"), len(patches), question.run.batch_size)
+        loader, size = question.loader(crops, "patches"), question.run.batch_size
+        run_pass([consumer], loader, len(patches), size, step=question.step, every=question.run.save_every)
     images = torch.full_like(exemplars.images, -1)
     images[listed] = numbers
     return replace(exemplars, images=images), Cosines(np.load(path, mmap_mode="r"), source.texts)

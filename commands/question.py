@@ -32,6 +32,7 @@ from models.images import IndexedImages, image_name
 from models.probes import probe_identity
 
 EXEMPLARS = 100  # kept of each unit at least
+_STEP = 32  # images at a time on a CPU: more cost memory there and gain nothing
 
 
 class Each(NamedTuple):
@@ -106,6 +107,11 @@ class Question:
                 "readout patches needs an encoder that looks at the patches; name it with --clip"
             )
         self.top = max(EXEMPLARS, self.similarity.top(self.count)) if self.similarity.top else EXEMPLARS
+
+    @property
+    def step(self) -> int | None:
+        """Images that a network is shown at a time; None for the whole batch."""
+        return _STEP if self.subject.device.type == "cpu" else None
 
     @cached_property
     def probe(self) -> str:
@@ -194,6 +200,7 @@ class Question:
                 names=names,
                 share=self.share,
                 every=self.run.save_every,
+                step=self.step,
             )
 
     def loader(self, images: Dataset, title: str) -> Loader:

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
+from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,9 +60,12 @@ class Subject(NamedTuple):
         Of a run, its activations where they match, else all its modules; all activations without globs.
         """
         wanted = [globs] if isinstance(globs, str) else globs
-        known = self.run.model.sparsity.select(None) if self.run else {}
-        if self.run and (not wanted or all(any(fnmatchcase(n, g) for n in known) for g in wanted)):
-            return self.run.model.sparsity.select(wanted)
+        if self.run:
+            sites = self.run.model.sparsity.select(None)
+            modules = [name for name, _ in self.model.named_modules()]
+            others = [glob for glob in wanted or [] if not matching(sites, glob) and matching(modules, glob)]
+            if not others:
+                return self.run.model.sparsity.select(wanted)
         found = find_layers(self.model, self.image_size, wanted)
         if found.left:
             told = "; ".join(list(found.left.values())[:3])

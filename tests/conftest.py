@@ -92,9 +92,13 @@ def _fresh_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep what ``datasets`` caches of test data out of the user's cache, and off the hub."""
+    """Keep what is cached of test data out of the user's cache, and off the hub.
+
+    Fixtures that live longer than a test label runs too, outside of :func:`_fresh_cache`.
+    """
     import datasets
 
+    os.environ["LWTA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
 
 

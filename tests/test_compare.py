@@ -17,6 +17,7 @@ import yaml
 from PIL import Image
 from torch import nn
 
+import commands.compare
 import dissect
 import models.speed
 import train
@@ -354,7 +355,7 @@ def test_true_labels_are_shown_where_these_labels_of_a_run_were_judged(runs, cap
     labels = read_labels(runs[0])
     assert labels is not None
     for run in runs:  # the other run's labels are not those that were judged
-        write_evaluation(run, TruthScore(1_040, 16, 0.375, 0.1), "other images", labels[1])
+        write_evaluation(run, TruthScore(1_040, 16, 0.375, 0.1), "other images", labels.identity)
     dissect.main(compare_args(runs))
     said = capsys.readouterr().out
     assert line(said, "true labels, of selective units") == ["37.50 %"]
@@ -501,15 +502,27 @@ def test_a_split_without_an_image_is_refused(runs, image_folder, tmp_path):
 
 def test_a_run_without_labels_is_refused_before_any_work(runs, monkeypatch):
     (runs[1] / "labels.parquet").unlink()
-    monkeypatch.setattr(dissect, "judge_all", lambda *_: pytest.fail("judged"))
+    monkeypatch.setattr(commands.compare, "judge_all", lambda *_: pytest.fail("judged"))
     message = refused(dissect.main, compare_args(runs))
     assert f"{runs[1]} has no labels" in message
     assert f"dissect.py label --run {runs[1]}" in message
 
 
 def test_labels_of_other_weights_are_refused(runs):
-    shutil.copy(runs[0] / "labels.parquet", runs[1] / "labels.parquet")
+    for name in ("labels.parquet", "exemplars.parquet"):
+        shutil.copy(runs[0] / name, runs[1] / name)
     assert "was made from other weights" in refused(dissect.main, compare_args(runs))
+
+
+def test_labels_of_some_units_do_not_compare(runs):
+    (runs[0] / "labels.parquet").unlink()
+    dissect.main(["explain", f"--run={runs[0]}", "test:0"])
+    message = refused(dissect.main, compare_args(runs))
+    assert "only some units of blocks.1.mlp.act are labelled, those that explain came upon" in message
+    assert f"label all with dissect.py label --run {runs[0]}" in message
+    dissect.main(["label", f"--run={runs[0]}"])
+    dissect.main(compare_args(runs))
+    assert numbers(runs[0].parent)["label_units"].tolist() == [192, 192]
 
 
 def test_the_same_run_twice_is_refused(runs):

@@ -11,7 +11,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from lwta.dissect.concepts import file_source, read_concepts, read_pair
+from commands.options import LabelOptions
+from commands.sources import open_source
+from lwta.dissect.concepts import read_concepts, read_pair
 from lwta.dissect.presence import Cosines
 from lwta.errors import InputError
 
@@ -57,6 +59,12 @@ def cosines(path):
     """P of a pair."""
     _, images, texts = read_pair(path)
     return Cosines(images, torch.from_numpy(np.array(texts))).part(slice(None))
+
+
+def source_of(path, images):
+    """The file as ``--concepts`` takes it; neither network nor probe images are asked for anything else."""
+    options = LabelOptions(concepts=str(path))
+    return open_source(None, range(images), False, options, path.parent, "cpu")
 
 
 # --- what is read --------------------------------------------------------------------------------
@@ -118,11 +126,39 @@ def test_embeddings_of_half_precision_lose_nothing_more(tmp_path, suffix):
 
 
 def test_a_pair_as_a_source_is_its_cosines(tmp_path):
-    found = file_source(save(tmp_path / "c.npz"), 4)
-    assert (found.names, found.encoder, found.texts) == (NAMES, None, None)
-    assert torch.equal(found.matrix, cosines(tmp_path / "c.npz"))
+    found = source_of(save(tmp_path / "c.npz"), images=4)
+    assert (found.names, found.encoder, found.encodes) == (NAMES, None, False)
+    presence = found.presence(None, torch.zeros(4, dtype=torch.long))
+    assert torch.equal(presence.part(slice(None)), cosines(tmp_path / "c.npz"))
     with pytest.raises(InputError, match="there are 4 image embeddings and 5 probe images"):
-        file_source(tmp_path / "c.npz", 5)
+        source_of(tmp_path / "c.npz", images=5)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_as_a_source_is_its_numbers(tmp_path, suffix):
+    table, path = pd.DataFrame(MATRIX, columns=NAMES), tmp_path / f"c{suffix}"
+    table.to_csv(path, index=False) if suffix == ".csv" else table.to_parquet(path)
+    found = source_of(path, images=4)
+    assert (found.names, found.encoder, found.texts, found.encodes) == (NAMES, None, None, False)
+    presence = found.presence(None, torch.zeros(4, dtype=torch.long))
+    assert torch.equal(presence.part(slice(None)), torch.from_numpy(MATRIX).float())
+    with pytest.raises(InputError, match="has 4 rows and the probe set 5 images"):
+        source_of(path, images=5)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".npz"])
+def test_what_labels_depend_on_changes_with_the_numbers_and_the_names(tmp_path, suffix):
+    def identity(place, names=NAMES, shift=0.0):
+        (folder := tmp_path / place).mkdir()
+        if suffix == ".parquet":
+            path = write_table(folder / "c.parquet", names, list(MATRIX.T + shift))
+        else:
+            path = save(folder / "c.npz", concepts=np.array(names), image=embeddings()["image"] + shift)
+        return source_of(path, images=4).identity
+
+    assert identity("here") == identity("there")
+    assert identity("names", names=["red", "a dog", "blé"]) != identity("first")
+    assert identity("numbers", shift=0.25) != identity("second")
 
 
 def test_a_path_may_be_text(tmp_path):

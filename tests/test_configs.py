@@ -3,12 +3,17 @@
 import copy
 from pathlib import Path
 
+import open_clip
 import pytest
 import torch
 import yaml
 
+import dissect
 import train
+from commands.options import LabelOptions
 from lwta import LWTA, TopK
+from lwta.dissect.activations import Readout
+from lwta.dissect.labelers.clip import find_similarity
 from models.classifier import Classifier
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "train").glob("*.yaml"))
@@ -55,6 +60,22 @@ def test_a_config_has_a_header_and_names_its_own_run(path):
     for part in ("# Command:", f"configs/train/{path.name}", "# Data:", "# Result:"):
         assert part in text
     assert yaml.safe_load(text)["run"] == f"runs/{path.stem}"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parents[1] / "configs" / "dissect").glob("*.yaml")),
+    ids=lambda path: path.stem,
+)
+def test_a_dissection_config_asks_for_what_there_is(path):
+    parsed = dissect._parser().parse_args(["label", f"--config={path}"])["label"].as_dict()
+    asked = LabelOptions(**{name: parsed[name] for name in LabelOptions.names()})
+    written = yaml.safe_load(path.read_text())
+    assert {name: getattr(asked, name) for name in written} == written
+    find_similarity(asked.similarity, asked.prior)
+    Readout(asked.readout)
+    assert asked.tag in open_clip.list_pretrained_tags_by_model(asked.clip)
+    assert f"--config configs/dissect/{path.name}" in path.read_text()
 
 
 def test_there_are_configs():

@@ -78,10 +78,33 @@ def test_explain_prints_a_table_and_takes_layers_and_a_target(run, image_folder,
     image = image_of(image_folder, "green")
     dissect.main(["explain", f"--run={run}", str(image), "--layers=blocks.*", "--target=blue", "--top=2"])
     captured = capsys.readouterr()
-    assert "blocks.0.mlp.act: 4 of 96 units fired (4.17 %) at the class token" in captured.out
     assert "logit of blue above the mean" in captured.out
-    assert "no labels yet" in captured.err
-    assert captured.out.count("not labelled") == 4
+    assert "blocks.0.mlp.act: 4 of 96 units fired (4.17 %) at the class token" in captured.out
+    assert "not labelled" not in captured.out  # what fired and had no label has one now, or a reason
+    labels = pd.read_parquet(run / "labels.parquet").set_index(["layer", "unit"])
+    assert labels.index.get_level_values(0).tolist() == ["blocks.0.mlp.act"] * 4 + ["blocks.1.mlp.act"] * 4
+    lines = [line.split(maxsplit=1) for line in captured.out.splitlines() if re.match(r" +\d", line)]
+    assert len(lines) == 2 * 2
+    for layer, (unit, said) in zip(["blocks.0.mlp.act"] * 2 + ["blocks.1.mlp.act"] * 2, lines, strict=True):
+        row = labels.loc[(layer, int(unit))]
+        assert said.startswith(row["label"] if pd.notna(row["label"]) else f"({row['reason']})")
+
+
+def test_without_a_run_explain_labels_on_the_images_it_is_given_and_says_so_where_it_has_none(
+    image_folder, tmp_path, capsys
+):
+    asked = ["explain", "--model=timm:resnet10t", "--weights=random", "--image_size=32"]
+    asked += [f"--out={tmp_path / 'out'}", str(image_of(image_folder, "green")), "--top=3"]
+    dissect.main(asked)
+    captured = capsys.readouterr()
+    assert "no labels: name images to label on with --probe" in captured.err
+    assert captured.out.count("(not labelled)") == 3
+    assert not (tmp_path / "out" / "labels.parquet").exists()
+    dissect.main([*asked, f"--probe={image_folder / 'train'}"])
+    assert "not labelled" not in capsys.readouterr().out
+    labels = pd.read_parquet(tmp_path / "out" / "labels.parquet")
+    assert set(labels["label"].dropna()) <= {"blue", "green", "red"}
+    assert labels["label"].notna().any()
 
 
 def test_images_of_one_name_get_a_page_each(run, image_folder, capsys):
@@ -203,13 +226,16 @@ def test_an_image_that_does_not_decode_is_refused_before_any_page(run, image_fol
         (["explain", "test:99"], "the split has 24 images"),
         (
             ["explain", "test:0", "--layers=stages.*"],
-            "layers 'stages.*' matches nothing; the layers are blocks.0",
+            "no layer matches 'stages.*'; the nearest are ",
         ),
         (
             ["explain", "test:0", "--target=yellow"],
             "there is no class 'yellow'; the network knows blue, green",
         ),
-        (["explain", "test:0", "--readout=median"], "readout is one of cls, mean, max, not 'median'"),
+        (
+            ["explain", "test:0", "--readout=median"],
+            "readout is one of cls, mean, max, patches, not 'median'",
+        ),
         (
             ["label", "--probe=holdout"],
             "there is no split 'holdout' in .*; it holds test, train, validation",

@@ -184,7 +184,7 @@ def test_a_unit_of_negative_wins_is_judged_by_how_low_it_goes(judged):
 @pytest.mark.parametrize("word", [None, np.nan, "something else"])
 def test_a_selective_unit_without_a_true_label_counts_as_false(judged, word):
     labels, values, presence = judged
-    labels = labels.assign(text=[word, "blue", "blue", "round", word])
+    labels = labels.assign(label=[word, "blue", "blue", "round", word])
     found = score_labels(labels, values, NAMES, presence)
     assert found == pytest.approx(looped(labels, values, presence))
     assert (found.selective, found.true_share) == (4, 0.5)

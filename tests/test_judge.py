@@ -8,6 +8,7 @@ import open_clip
 import pytest
 import torch
 
+import commands.evaluate
 import dissect
 from lwta.dissect.evaluate import score_labels, true_concepts
 from lwta.dissect.labels import read_labels, write_labels
@@ -36,7 +37,7 @@ def run(labelled, tmp_path):
 
 
 def test_the_embedded_world_is_labelled_by_its_own_words_and_clip(labelled):
-    labels, identity = read_labels(labelled)
+    labels, _, identity, *_ = read_labels(labelled)
     assert set(labels["label"].dropna()) <= set(CONCEPTS)
     assert labels["label"].notna().any()
     assert identity["probe"] == "validate"
@@ -46,9 +47,31 @@ def test_the_embedded_world_is_labelled_by_its_own_words_and_clip(labelled):
 
 def test_its_classes_are_concepts_too(run):
     dissect.main(["label", f"--run={run}", "--concepts=classes"])
-    labels, identity = read_labels(run)
+    labels, _, identity, *_ = read_labels(run)
     assert set(labels["label"].dropna()) <= set(FACTORS["shape"])
     assert "clip" not in identity
+
+
+def test_explain_labels_on_demand_by_them_and_such_labels_are_not_judged_before_all_are_there(
+    shapes_run, tmp_path, labelled, capsys
+):
+    run = Path(shutil.copytree(shapes_run, tmp_path / "run"))
+    dissect.main(["explain", f"--run={run}", "test:0", "--json"])
+    fired = json.loads(capsys.readouterr().out)[0]["layers"][0]["fired"]
+    some, whole = read_labels(run), read_labels(labelled)
+    assert some.identity == whole.identity
+    assert some.options == whole.options == {}
+    assert sorted(unit["unit"] for unit in fired) == some.table["unit"].tolist()
+    rows = some.table.merge(whole.table, on=["layer", "unit"], suffixes=("", "_whole"))
+    assert len(rows) == len(fired) == 4
+    for name in ("label", "label_2", "reason", "wins", "fingerprint"):
+        assert rows[name].equals(rows[f"{name}_whole"].rename(name)), name
+    message = refused(dissect.main, ["evaluate", f"--run={run}", "--split=test"])
+    assert "only some units of blocks.0.mlp.act are labelled, those that explain came upon" in message
+    assert not (run / "evaluation.json").exists()
+    dissect.main(["label", f"--run={run}"])
+    dissect.main(["evaluate", f"--run={run}", "--split=test"])
+    assert (run / "evaluation.json").exists()
 
 
 # --- evaluate ------------------------------------------------------------------------------------
@@ -57,7 +80,7 @@ def test_its_classes_are_concepts_too(run):
 def values_by_hand(run, split, readout=lambda out: out[:, 0]):
     """What each labelled layer of a run reads, each image alone."""
     opened = load_run(run)
-    values = {name: [] for name in read_labels(run)[0]["layer"].unique()}
+    values = {name: [] for name in read_labels(run).table["layer"].unique()}
     for name, rows in values.items():
         opened.model.backbone.get_submodule(name).register_forward_hook(
             lambda module, inputs, out, rows=rows: rows.append(readout(out)[0])
@@ -71,7 +94,7 @@ def values_by_hand(run, split, readout=lambda out: out[:, 0]):
 
 def judged_by_hand(run, split, **readout):
     values, presence = values_by_hand(run, split, **readout), Shapes(split).presence()
-    return score_labels(read_labels(run)[0], values, CONCEPTS, presence)
+    return score_labels(read_labels(run).table, values, CONCEPTS, presence)
 
 
 @pytest.mark.parametrize("split", ["test", "validation[100:180]"])
@@ -86,7 +109,7 @@ def test_labels_are_judged_on_the_images_of_the_split(run, capsys, split):
     identity = found.pop("labels")
     assert found.pop("split") == split
     assert found == pytest.approx(score._asdict())
-    assert identity == read_labels(run)[1]
+    assert identity == read_labels(run).identity
 
 
 def test_labels_are_judged_at_their_own_readout_and_layers(run):
@@ -99,13 +122,13 @@ def test_labels_are_judged_at_their_own_readout_and_layers(run):
 
 
 def test_true_labels_are_found_true_and_false_ones_false(run, capsys):
-    labels, identity = read_labels(run)
+    labels = read_labels(run)
     read = values_by_hand(run, "validation[100:180]")["blocks.0.mlp.act"]
-    sign = 1 - 2 * torch.tensor(labels["negative"].tolist()).float()
+    sign = 1 - 2 * torch.tensor(labels.table["negative"].tolist()).float()
     truth = true_concepts(read * sign, Shapes("validation[100:180]").presence())
     told = [CONCEPTS[row.int().argmax()] if row.any() else "red" for row in truth]
     for text, share in ((told, "100.0 %"), ([None] * len(told), "0.0 %")):
-        write_labels(run, labels.assign(text=text), identity)
+        write_labels(run, labels._replace(table=labels.table.assign(label=text)))
         dissect.main(["evaluate", f"--run={run}", "--split=validation[100:180]"])
         said = capsys.readouterr().out
         assert (
@@ -124,7 +147,7 @@ def test_no_label_is_judged_on_an_image_that_it_was_made_from(run, split):
 
 
 def test_without_a_split_images_are_judged_that_no_label_was_made_from(run, monkeypatch, capsys):
-    monkeypatch.setattr(dissect, "HELD_OUT", "validation[10000:10030]")
+    monkeypatch.setattr(commands.evaluate, "HELD_OUT", "validation[10000:10030]")
     dissect.main(["evaluate", f"--run={run}"])
     assert "on 30 images of the split validation[10000:10030]" in capsys.readouterr().out
     dissect.main(["label", f"--run={run}", "--probe=validation[10020:10050]"])

@@ -168,9 +168,11 @@ def test_where_the_score_is_saturated_the_likeliest_concept_is_the_label():
 
 
 def test_a_unit_of_no_fitting_concept_has_the_reason():
-    table = ClipLabeler(NAMES, "rank_reorder").label(layer_data(planted_lists(), -planted_presence()))
+    lists = [*planted_lists(), []]
+    table = ClipLabeler(NAMES, "rank_reorder").label(layer_data(lists, -planted_presence()))
     assert table["label"].isna().all()
-    assert (table["reason"] == "no concept fits its exemplars").all()
+    assert table["score"].isna().all()
+    assert table["reason"].tolist() == ["no concept fits its exemplars"] * 4 + ["never won"]
 
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import commands.report
 import dissect
 from lwta.dissect.evaluate import TruthScore, read_evaluation
 from lwta.dissect.labels import read_labels
@@ -182,8 +183,7 @@ def test_the_page_shows_what_the_table_says(reported):
     for line in lines:
         title, value = re.split(r"\s{2,}", line.strip())
         assert f"{title} {value}" in reported.page.text
-    _, identity = read_labels(reported.run)
-    score = read_evaluation(reported.run, identity)
+    score = read_evaluation(reported.run, read_labels(reported.run).identity)
     assert f"Labels against the truth: {score}." in reported.page.text
     assert f"true labels, of selective units {100 * score.true_share:.2f} %" in reported.page.text
     assert str(reported.run / "report" / "index.html") in reported.said
@@ -191,9 +191,9 @@ def test_the_page_shows_what_the_table_says(reported):
 
 
 def test_the_best_labels_are_shown_with_the_images_on_which_their_units_won(reported):
-    labels, _ = read_labels(reported.run)
+    labels, exemplars, *_ = read_labels(reported.run)
     page = reported.page
-    assert f"{labels['text'].notna().sum()} of 96 units carry a label; the 3 with" in page.text
+    assert f"{labels['label'].notna().sum()} of 96 units carry a label; the 3 with" in page.text
     shown = [int(number) for number in re.findall(r"unit (\d+), won on", page.text)]
     scores = labels.set_index("unit")["score"]
     assert scores[shown].tolist() == scores.dropna().nlargest(3).tolist()
@@ -203,7 +203,7 @@ def test_the_best_labels_are_shown_with_the_images_on_which_their_units_won(repo
         assert said in page.text
         tiles = np.asarray(page.images[f"images on which unit {number} won hardest"]).astype(int)
         side = len(tiles)
-        hardest = row["exemplars"][:6]
+        hardest = exemplars.query("unit == @number and rank < 6")["image"].tolist()
         assert tiles.shape[1] == side * len(hardest) > 0
         for place, index in enumerate(hardest):
             tile = tiles[:, place * side : (place + 1) * side]
@@ -277,6 +277,15 @@ def test_a_broken_image_is_left_out_of_the_page(image_folder, tmp_path, capsys):
 )
 def test_bad_input_is_one_sentence(reported, args, sentence):
     assert sentence in refused(dissect.main, ["report", f"--run={reported.run}", *args])
+
+
+def test_labels_of_some_units_make_no_page_and_no_work(shapes_run, tmp_path, monkeypatch):
+    run = Path(shutil.copytree(shapes_run, tmp_path / "run"))
+    dissect.main(["explain", f"--run={run}", "test:0"])
+    monkeypatch.setattr(commands.report, "compare_runs", lambda *_: pytest.fail("judged"))
+    message = refused(dissect.main, ["report", f"--run={run}"])
+    assert "only some units of blocks.0.mlp.act are labelled, those that explain came upon" in message
+    assert not (run / "report").exists()
 
 
 def test_a_run_without_labels_has_no_page(shapes_run):

@@ -90,6 +90,22 @@ def test_a_pass_keeps_what_collect_finds_and_every_embedding(tmp_path):
     assert not list(tmp_path.rglob("*unfinished*"))
 
 
+@pytest.mark.parametrize("step", [1, 3, 8])
+def test_images_given_a_few_at_a_time_make_no_difference(tmp_path, step):
+    stream(tmp_path / "whole", values=True)
+    run_pass(consumers(tmp_path / "parts", values=True), loader(), COUNT, BATCH, step=step)
+    for name in ("1", "3"):
+        whole, parts = (
+            Record.from_state(load(tmp_path / folder / f"{name}.pt")["record"])
+            for folder in ("whole", "parts")
+        )
+        assert torch.equal(parts.exemplars().images, whole.exemplars().images)
+        assert torch.equal(parts.wins, whole.wins)
+    for name in ("images.npy", "1.npy", "3.npy"):
+        found, expected = (np.load(tmp_path / folder / name) for folder in ("parts", "whole"))
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("killed_after", range(7))
 def test_a_killed_pass_goes_on_where_it_was_and_ends_with_the_same_bytes(tmp_path, killed_after):
     stream(tmp_path / "whole", values=True)

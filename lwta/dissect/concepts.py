@@ -3,7 +3,7 @@
 import csv
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,6 @@ from torch import Tensor
 
 from lwta.dissect.embeddings import check_match, read_embeddings
 from lwta.errors import InputError
-
-if TYPE_CHECKING:
-    pass  # open_clip takes a second to import
 
 PAIRS = (".npz", ".safetensors")  # of what read_pair() reads
 

@@ -60,11 +60,12 @@ def entries_of(exemplars: Exemplars, presence: Presence, top: int) -> Entries:
 
 def blocks(
     entries: Entries, presence: Presence, scale: float, device: str | torch.device = "cpu"
-) -> Iterator[tuple[Tensor, slice, Tensor]]:
+) -> Iterator[tuple[Tensor, slice, Tensor, tuple[float, float]]]:
     """S = softmax(scale * P) over concepts, (n, K) float32, of each block of the listed images.
 
     Yields:
-        S, overwritten by the next block; which entries are of the block; their rows of S, (m,).
+        S, overwritten by the next block; which entries are of the block; their rows of S, (m,); and the
+        least and the largest value of S.
     """
     count, concepts = len(entries.images), presence.shape[1]
     shown = torch.empty(min(_BLOCK, count), concepts, device=device)
@@ -72,11 +73,22 @@ def blocks(
     ends = torch.bincount(entries.place // _BLOCK).cumsum(0).tolist()
     for block, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):
         images = entries.images[block * _BLOCK : (block + 1) * _BLOCK]
+        least, most = 1.0, 0.0
         for start in range(0, len(images), _SLAB):
             slab = images[start : start + _SLAB]
-            torch.mul(presence.part(slab, device=device), scale, out=scaled[: len(slab)])
-            torch.softmax(scaled[: len(slab)], 1, out=shown[start : start + len(slab)])
-        yield shown[: len(images)], slice(begin, end), entries.place[begin:end] - block * _BLOCK
+            run = slice(int(slab[0]), int(slab[-1]) + 1)
+            wanted = run if run.stop - run.start == len(slab) else slab  # a slice is not copied
+            torch.mul(presence.part(wanted, device=device), scale, out=scaled[: len(slab)])
+            part = shown[start : start + len(slab)]
+            torch.softmax(scaled[: len(slab)], 1, out=part)
+            low, high = part.aminmax()
+            least, most = min(least, float(low)), max(most, float(high))
+        yield (
+            shown[: len(images)],
+            slice(begin, end),
+            entries.place[begin:end] - block * _BLOCK,
+            (least, most),
+        )
 
 
 @dataclass

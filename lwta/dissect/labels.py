@@ -70,8 +70,12 @@ class Labels(NamedTuple):
         return [layer for layer, units in self.units.items() if rows.count(layer) < units]
 
     def joined(self, others: "Labels") -> "Labels":
-        """These, and what ``others``, made alike, have of other units."""
-        units = others.units | self.units
+        """These, and what ``others``, made alike, have of other units.
+
+        In the order of these layers where they are all, else the others' first.
+        """
+        covered = others.units.keys() <= self.units.keys()
+        units = self.units if covered else others.units | self.units
         mine = set(zip(self.table["layer"], self.table["unit"], strict=True))
         order = {layer: place for place, layer in enumerate(units)}
 

@@ -190,6 +190,7 @@ def run_pass(
     names: ImageNames | None = None,
     share: Share = Share(),  # noqa: B008  (a constant)
     every: float = 30.0,
+    step: int | None = None,
 ) -> None:
     """Feed the images of a probe set to all consumers, each image decoded once.
 
@@ -201,6 +202,7 @@ def run_pass(
         names: of the images, for the reader.
         share: the part that this process does.
         every: seconds between two states written, more where writing takes long; 0 writes after each batch.
+        step: images that a consumer is given at a time, the whole batch where not given.
 
     Raises:
         InputError: where more than 5 % of the images do not decode, and again when it is asked to go on;
@@ -223,7 +225,7 @@ def run_pass(
     for b, span, (indices, pixels, classes) in zip(todo, spans, loader(spans), strict=True):
         for i, (consumer, taken) in enumerate(zip(consumers, done, strict=True)):
             if b not in taken and len(indices):
-                consumer.take(indices, pixels[i], classes)
+                _give(consumer, indices, pixels[i], classes, step or len(indices))
             taken.add(b)
         broken |= set(span) - set(indices.tolist())
         if len(broken) > MOST_BROKEN * count:
@@ -244,6 +246,11 @@ def run_pass(
         for consumer in consumers:
             _finish(consumer, batch_size, share.world)
     share.barrier()
+
+
+def _give(consumer: Consumer, indices: Tensor, pixels: Tensor, classes: Tensor, step: int) -> None:
+    for parts in zip(indices.split(step), pixels.split(step), classes.split(step), strict=True):
+        consumer.take(*parts)
 
 
 def _state_file(consumer: Consumer, batch_size: int, rank: int, world: int) -> Path:

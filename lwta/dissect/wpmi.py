@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from lwta.dissect.entries import Entries, blocks, entries_of, grouped
-from lwta.dissect.kernels import add_logs, over_concepts
+from lwta.dissect.kernels import GROUP, add_logs, over_concepts
 from lwta.dissect.presence import Presence, as_presence
 from lwta.dissect.record import Exemplars
 
 _ENTRIES = 256  # entries scored at a time by plain torch
 _CONCEPTS = 256  # whose prior is computed at a time
+_EXPONENTS = 85.0  # float32 holds e to the power of 87 either way
 
 
 def soft_wpmi(
@@ -141,7 +142,7 @@ def _soft_sums(
     # would lose the digits that a small S has.
     falls = 0.028 * entries.rank.double() / entries.lengths[entries.unit]
     absent, present = (0.002 + falls + 1e-7).float(), (0.998 - falls).float()
-    return _sums_of_logs(entries, presence, scale, absent, present, 2, device)
+    return _sums_of_logs(entries, presence, scale, absent, present, device)
 
 
 def _plain_sums(
@@ -150,7 +151,7 @@ def _plain_sums(
     presence = as_presence(presence)
     entries = entries_of(exemplars, presence, top)
     ones = torch.ones(len(entries.unit))
-    return _sums_of_logs(entries, presence, scale, 1e-7 * ones, ones, 1, device)
+    return _sums_of_logs(entries, presence, scale, 1e-7 * ones, ones, device)
 
 
 def _sums_of_logs(
@@ -159,14 +160,12 @@ def _sums_of_logs(
     scale: float,
     absent: Tensor,
     present: Tensor,
-    shared: int,
     device: str | torch.device,
 ) -> tuple[Tensor, float]:
     """Sum over a unit's entries of log(absent + present * S[image, c]), stretched, in two parts.
 
     Args:
         absent, present: of each entry, (M,) float32.
-        shared: groups of five factors that one logarithm serves, so few that float32 holds their product.
         device: the compiled kernel serves the CPU, plain torch operations any other.
 
     Returns:
@@ -177,8 +176,12 @@ def _sums_of_logs(
     absent, present = absent / usual, present / usual
     add = _add_compiled if torch.device(device).type == "cpu" else _add_by_torch
     sums = torch.zeros(len(entries.lengths), presence.shape[1], device=device)
-    for shown, block, rows in blocks(entries, presence, scale, device):
-        add(sums, shown, entries.unit[block], rows, absent[block], present[block], shared)
+    for shown, block, rows, (least, most) in blocks(entries, presence, scale, device):
+        a, p = absent[block], present[block]
+        # One logarithm serves as many groups of factors as float32 surely holds the product of.
+        widest = max(-math.log(float(a.min() + p.min() * least)), math.log(float(a.max() + p.max() * most)))
+        shared = max(1, int(_EXPONENTS / (GROUP * max(widest, 0.01))))
+        add(sums, shown, entries.unit[block], rows, a, p, shared)
     sums *= entries.longest / entries.lengths.to(device)[:, None]  # 0 times infinity, NaN, without any
     return sums, entries.longest * math.log(usual)
 
@@ -203,8 +206,10 @@ def _add_by_torch(
 
 
 def _scores(sums: Tensor, level: float, prior: float) -> Tensor:
-    # In place and a few concepts at a time: a table in double precision would be the largest of all.
+    # In place, for a second table of scores would be the largest thing in memory; and the level apart, which
+    # all units share and which would cost digits.
+    dead = sums[:, 0].isnan()
     for part in sums.split(_CONCEPTS, dim=1):
-        likelihood = part.double().add_(level)
-        part.copy_(likelihood - prior * common(likelihood))
+        heard = part[~dead] if dead.any() else part
+        part -= prior * (heard.logsumexp(0) - math.log(max(1, len(heard)))) - (1 - prior) * level
     return sums.cpu()
