@@ -24,4 +24,11 @@ def launch(device: str, options: PassOptions) -> tuple[Share, str]:
         strategy="ddp",
     )
     fabric.launch()
-    return Share(fabric.global_rank, fabric.world_size, fabric.barrier), str(fabric.device)
+
+    def barrier() -> None:
+        try:
+            fabric.barrier()
+        except RuntimeError as error:  # the connection to a process that has ended
+            raise InputError("another process of this pass has stopped; it says why itself") from error
+
+    return Share(fabric.global_rank, fabric.world_size, barrier), str(fabric.device)

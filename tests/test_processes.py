@@ -13,6 +13,9 @@ import pytest
 import torch
 
 import dissect
+from commands.launch import launch
+from commands.options import PassOptions
+from lwta.errors import InputError
 from tests.conftest import refused, write_clip
 from tests.toy import (
     COUNT,
@@ -84,6 +87,28 @@ def test_two_processes_make_the_labels_of_one(toys):
     assert done.stdout.count("wrote both/labels.parquet") == 1
     assert done.stderr.count("left out 1 blank") == 1
     assert not list((toys / "two").rglob("*.unfinished"))
+
+
+def test_where_another_process_has_stopped_one_sentence_says_so(monkeypatch):
+    class Alone:
+        """Of two processes, the one that is left."""
+
+        global_rank, world_size, device = 0, 2, torch.device("cpu")
+
+        def __init__(self, **options):
+            assert (options["accelerator"], options["devices"], options["strategy"]) == ("cpu", 2, "ddp")
+
+        def launch(self):
+            pass
+
+        def barrier(self):
+            raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("lightning.fabric.Fabric", Alone)
+    share, device = launch("cpu", PassOptions(devices=2))
+    assert (share.rank, share.world, device) == (0, 2, "cpu")
+    with pytest.raises(InputError, match="another process of this pass has stopped; it says why itself"):
+        share.barrier()
 
 
 def test_a_pass_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(toys):

@@ -69,10 +69,10 @@ def explain(
         InputError: where the target is not a class.
     """
     images = image[None].to(next(model.parameters()).device)
-    calls: dict[str, Firing] = {}
+    calls: dict[str, list[Firing]] = {layer: [] for layer in sites}
 
     def seen(layer: str, firing: Firing) -> None:  # copied: an activation after it may work in place
-        calls[layer] = firing._replace(values=firing.values.clone())
+        calls[layer].append(firing._replace(values=firing.values.clone()))
 
     with torch.no_grad(), observe(model, sites, seen):
         logits = model(images)
@@ -88,7 +88,7 @@ def explain(
     words = _Words(labels)
     base = float(logits[0, target] - logits[0].mean())
     layers = []
-    for layer, firing in calls.items():
+    for layer, (firing,) in calls.items():
         module = model.get_submodule(layer)
         gradient = cast(Tensor, LayerGradientXActivation(score, module).attribute(images)).detach()
         explained = _layer(layer, module, firing, readout, gradient, words, grids, top)
