@@ -60,8 +60,8 @@ def probe_identity(data: Dataset) -> str:
     """Hash that changes when the images do, and not with the place where they lie.
 
     It covers their number, names and classes; of files their size and time of change, of images in a table or
-    tar their size; and the decoded pixels of up to 32 images, spread evenly. Of a dataset that is none of these,
-    the pixels of all.
+    tar their size; and the decoded pixels of up to 32 images, spread evenly, or of all images of a dataset
+    that is none of these.
 
     Args:
         data: from :func:`open_probe`.

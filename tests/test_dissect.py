@@ -226,7 +226,7 @@ def test_an_image_that_does_not_decode_is_refused_before_any_page(run, image_fol
         (["explain", "test:99"], "the split has 24 images"),
         (
             ["explain", "test:0", "--layers=stages.*"],
-            "no layer matches 'stages.*'; the nearest are ",
+            "layers 'stages.*' matches nothing; the layers are blocks.0",
         ),
         (
             ["explain", "test:0", "--target=yellow"],

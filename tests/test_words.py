@@ -138,7 +138,7 @@ def test_labels_are_those_of_a_matrix_that_open_clip_made_by_hand(
 def test_neither_batches_nor_loader_processes_change_a_label(run, asked, passes):
     dissect.main(["label", *asked])
     found = read_labels(run)
-    dissect.main(["label", *asked, "--batch_size=7", "--num_workers=2", "--force=true"])
+    dissect.main(["label", *asked, "--batch_size=7", "--num_workers=2", "--force"])
     assert passes == [["clip", *LAYERS]] * 2
     same_labels(found, read_labels(run))
 

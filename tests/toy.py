@@ -141,7 +141,7 @@ def toys(tmp_path, monkeypatch):
 @pytest.fixture
 def passes(monkeypatch):
     """The consumers of every pass over a probe set, by their kind."""
-    from commands import patches, question
+    from commands import question
 
     made, run_pass = [], question.run_pass
 
@@ -149,6 +149,5 @@ def passes(monkeypatch):
         made.append([type(consumer).__name__ for consumer in consumers])
         return run_pass(consumers, *args, **options)
 
-    for module in (question, patches):
-        monkeypatch.setattr(module, "run_pass", counted)
+    monkeypatch.setattr(question, "run_pass", counted)
     return made
