@@ -12,7 +12,7 @@ from lwta.dissect.presence import Presence
 from lwta.dissect.record import Exemplars
 from lwta.errors import InputError
 
-_BLOCK = 1024  # images whose concepts are held at a time
+_BLOCK = 2560  # images whose concepts are held at a time
 _SLAB = 128  # images whose presence is computed at a time
 
 
@@ -68,7 +68,8 @@ def blocks(
         least and the largest value of S.
     """
     count, concepts = len(entries.images), presence.shape[1]
-    shown = torch.empty(min(_BLOCK, count), concepts, device=device)
+    # numpy asks the system for large pages, which are many times faster to get than small ones.
+    shown = torch.from_numpy(np.empty((min(_BLOCK, count), concepts), np.float32)).to(device)
     scaled = torch.empty(min(_SLAB, count), concepts, device=device)
     ends = torch.bincount(entries.place // _BLOCK).cumsum(0).tolist()
     for block, (begin, end) in enumerate(zip([0, *ends], ends, strict=False)):

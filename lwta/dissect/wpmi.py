@@ -11,7 +11,7 @@ from lwta.dissect.presence import Presence, as_presence
 from lwta.dissect.record import Exemplars
 
 _ENTRIES = 256  # entries scored at a time by plain torch
-_CONCEPTS = 256  # whose prior is computed at a time
+_CONCEPTS = 2048  # whose prior is computed at a time
 _EXPONENTS = 85.0  # float32 holds e to the power of 87 either way
 
 
