@@ -39,7 +39,8 @@ def dissect(
         model: a module; or as the command line names one: a run folder, ``timm:NAME``, ``torchvision:NAME``,
             ``package.module:function``.
         layers: glob, or list of globs, over module names; all activations where not given.
-        probe: images to label on: as ``--probe`` names them, or a map-style dataset of (PIL image, class).
+        probe: images to label on: as ``--probe`` names them, or a map-style dataset of (PIL image, class). To
+            know such a dataset again all its images are read once more, before the pass.
         concepts: word lists, or a file, as ``--concepts`` takes them.
         clip: open_clip model that looks for the words.
         transform: PIL image to what a module takes, (3, H, W); ImageNet's evaluation transform at
@@ -59,6 +60,10 @@ def dissect(
     data = None if probe is None or isinstance(probe, str | Path) else probe
     if data is not None:
         check_images(data)
+    if isinstance(model, nn.Module) and weights is not None:
+        raise InputError("weights are of a model named by text; load them into the module yourself")
+    if not isinstance(model, nn.Module) and transform is not None:
+        raise InputError(f"{model} has a transform of its own; leave transform away, or give a module")
     modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
     if isinstance(model, nn.Module):
         place = next(model.parameters()).device if device == "auto" else torch.device(device)

@@ -99,14 +99,15 @@ def labels_on_demand(
 ) -> Labels | None:
     """Labels of the units asked for: those that are there, and the missing ones made and kept.
 
-    Options that were not given are those that the labels already there were made with.
+    Without any option, as the labels that are there were made. Where they were made otherwise, layers that
+    were labelled whole are labelled whole again.
     """
     asked = {name: value for name, value in options.asked().items() if name != "readout"}
     known = read_labels(subject.folder) if asked else labels_for(subject.folder, subject.identity["weights"])
     if known is not None and not asked:
         _say_readout(subject, options, known)
         options = LabelOptions(**known.options)
-    missing = dict(units) if known is None else _missing(known, units)
+    missing: dict[str, Sequence[int]] = dict(units) if known is None else _missing(known, units)
     if known is not None and not asked and not missing:
         return known
     if known is None and not asked and subject.run is None and options.probe is None:
@@ -116,14 +117,19 @@ def labels_on_demand(
     if known is not None and known.identity != question.identity:
         print(f"labelled anew: {subject.folder}/labels.parquet", file=sys.stderr)
         missing = dict(units)
+        if whole := [layer for layer in known.units if layer not in known.partial]:
+            sites = dict(sites) | subject.layers(whole)
+            missing |= {layer: range(known.units[layer]) for layer in whole}
     if not missing:
         return known
     return keep(subject.folder, question.label({name: sites[name] for name in missing}, missing))
 
 
-def _missing(known: Labels, units: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+def _missing(known: Labels, units: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     there = set(known.table[["layer", "unit"]].itertuples(index=False, name=None))
-    left = {layer: [u for u in wanted if (layer, u) not in there] for layer, wanted in units.items()}
+    left: dict[str, Sequence[int]] = {
+        layer: [u for u in wanted if (layer, u) not in there] for layer, wanted in units.items()
+    }
     return {layer: wanted for layer, wanted in left.items() if wanted}
 
 

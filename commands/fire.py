@@ -17,6 +17,7 @@ from commands.subject import open_subject
 from lwta.dissect.activations import readings
 from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.store import room
+from lwta.dissect.stream import MOST_BROKEN
 from lwta.errors import InputError
 from models.images import IndexedImages, image_name
 
@@ -84,12 +85,10 @@ def fire(
                     writer.write_table(_rows(name, indices, classes, found.values.cpu(), found.won.cpu()))
                     kept[name].append(found.won.cpu()[chosen])
         decoded = torch.cat([indices for indices, _ in seen]) if seen else torch.empty(0)
-        if not len(decoded):
-            raise InputError("no image decodes; are these images at all?")
+        _say_missing(images, decoded)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-    _say_missing(images, decoded)
     for name, won in kept.items():
         print(f"{name}: {_told(known, name, torch.cat(won), torch.cat(compared))}")
     print(f"{len(decoded)} images; wrote {path}")
@@ -146,4 +145,9 @@ def _say_missing(images: IndexedImages, decoded: Tensor) -> None:
     broken = sorted(set(range(len(images))) - set(decoded.tolist()))
     if broken:
         named = ", ".join(image_name(images.data, index) for index in broken[:5])
+        if len(broken) > MOST_BROKEN * len(images):
+            raise InputError(
+                f"more than 5 % of the {len(images)} images do not decode, such as {named}; "
+                "replace or remove them"
+            )
         print(f"left out {len(broken)} images that do not decode: {named}", file=sys.stderr)

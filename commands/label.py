@@ -8,6 +8,7 @@ from commands.options import LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import open_subject
 from lwta.dissect.labels import Labels, read_labels, write_labels
+from lwta.errors import InputError
 
 
 def label(
@@ -44,7 +45,11 @@ def label(
 
 def keep(folder: Path, found: Labels) -> Labels:
     """Write labels into a folder, beside those it has of other units where they were made alike."""
-    known = read_labels(folder)
+    try:
+        known = read_labels(folder)
+    except InputError:
+        print(f"replaced {folder}/labels.parquet, which could not be read", file=sys.stderr)
+        known = None
     if known is not None and known.identity == found.identity:
         found = found.joined(known)
     elif known is not None and (lost := [name for name in known.units if name not in found.units]):

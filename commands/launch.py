@@ -1,5 +1,7 @@
 """Several processes for one pass over images, by Lightning's launcher."""
 
+from datetime import timedelta
+
 from commands.options import PassOptions
 from lwta.dissect.stream import Share
 from lwta.errors import InputError
@@ -15,13 +17,14 @@ def launch(device: str, options: PassOptions) -> tuple[Share, str]:
     if options.devices == options.num_nodes == 1:
         return Share(), device
     from lightning.fabric import Fabric  # takes seconds to import, and one process needs none of it
+    from lightning.fabric.strategies import DDPStrategy
 
     kind = device.partition(":")[0]
     fabric = Fabric(
         accelerator={"cuda": "gpu"}.get(kind, kind),
         devices=options.devices,
         num_nodes=options.num_nodes,
-        strategy="ddp",
+        strategy=DDPStrategy(timeout=timedelta(days=7)),  # one process may embed words for an hour
     )
     fabric.launch()
 

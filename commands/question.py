@@ -67,12 +67,17 @@ class Question:
         if share.rank:
             share.barrier()  # until the first has embedded the words
         with redirect_stderr(StringIO()) if share.rank else nullcontext():  # the first has said it
-            self.source: Source = open_source(subject, self.probe, labels, self.cache)
+            self.source: Source = open_source(subject, self.probe, labels, self.cache, run.force)
         if not share.rank:
             share.barrier()
         if self.readout.kind == "patches" and not (self.source.encoder and self.source.encodes):
             raise InputError(
                 "readout patches needs an encoder that looks at the patches; name it with --clip"
+            )
+        if self.readout.kind == "patches" and self.similarity.top is None:
+            raise InputError(
+                f"readout patches looks at exemplars, and {labels.similarity} at every image; use soft_wpmi, "
+                "wpmi or rank_reorder"
             )
         self.top = max(EXEMPLARS, self.similarity.top(len(self.probe))) if self.similarity.top else EXEMPLARS
 
@@ -111,7 +116,7 @@ class Question:
 
     def observe(self, sites: Mapping[str, int]) -> None:
         """Run the probe images through whatever has not seen them yet."""
-        self.subject.check_readout(self.readout, sites)
+        units = self.subject.check_readout(self.readout, sites)
         paths, values = self._kept(sites), self.similarity.top is None
         asked = digest({"layers": [str(path) for path in paths.values()], "values": values})
         unfinished = self.cache / "activations" / f"{asked}.unfinished"
@@ -147,6 +152,7 @@ class Question:
                     paths,
                     values,
                     unfinished,
+                    units,
                 )
             )
             transforms.append(self.subject.transform)

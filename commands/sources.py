@@ -1,5 +1,6 @@
 """Where the concepts of a probe set come from: words and an encoder, embeddings, a table, or classes."""
 
+import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 from commands.options import LabelOptions
 from commands.probe import Probe
 from commands.subject import Subject
-from lwta.dissect.concepts import read_concepts, read_pair
+from lwta.dissect.concepts import PAIRS, read_concepts, read_pair
 from lwta.dissect.embeddings import check_match, image_rows, read_embeddings, sanity
 from lwta.dissect.presence import Classes, Cosines, Matrix, Presence
 from lwta.dissect.store import Rows, digest, room
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from lwta.dissect.encoder import Encoder
 
 _TABLES = (".csv", ".parquet")
-_PAIRS = (".npz", ".safetensors")
 
 
 class Source(NamedTuple):
@@ -78,12 +78,15 @@ class Source(NamedTuple):
         return self._replace(names=[*self.names, text], texts=texts, identity=self.identity | {"word": text})
 
 
-def open_source(subject: Subject, probe: Probe, options: LabelOptions, cache: Path) -> Source:
+def open_source(
+    subject: Subject, probe: Probe, options: LabelOptions, cache: Path, force: bool = False
+) -> Source:
     """The concepts asked for, by default those that suit the data.
 
     Args:
         subject: whose classes may be the concepts.
         cache: folder for text embeddings.
+        force: make those anew.
     """
     is_shapes = probe.own and subject.run is not None and subject.run.data.config["name"] == "shapes"
     asked = options.concepts or ("shapes" if is_shapes else "classes")
@@ -92,7 +95,7 @@ def open_source(subject: Subject, probe: Probe, options: LabelOptions, cache: Pa
     if clip is None and (options.tag or options.templates != "{}"):
         raise InputError("tag and templates are of an open_clip model; name it with --clip")
     single = Path(specs[0]).suffix if len(specs) == 1 else ""
-    if single in (*_TABLES, *_PAIRS):
+    if single in (*_TABLES, *PAIRS):
         if clip or options.image_embeddings or options.text_embeddings:
             raise InputError(
                 f"{specs[0]} tells by itself what the images show; leave --clip away, or give a .txt list"
@@ -114,7 +117,7 @@ def open_source(subject: Subject, probe: Probe, options: LabelOptions, cache: Pa
     if words.blanks or words.duplicates:
         told = f"{words.blanks} blank and {words.duplicates} repeated"
         print(f"left out {told} of the concepts; {len(words.names)} remain", file=sys.stderr)
-    return _words(words, probe, options, clip, cache, subject.device)
+    return _words(words, probe, options, clip, cache, force, subject.device)
 
 
 def _classes(subject: Subject, probe: Probe) -> list[str]:
@@ -146,6 +149,7 @@ def _words(
     options: LabelOptions,
     clip: str | None,
     cache: Path,
+    force: bool,
     device: str | torch.device,
 ) -> Source:
     """Words, each side of the cosine from the encoder or from file."""
@@ -176,28 +180,33 @@ def _words(
                 f"{options.text_embeddings} names other concepts than the list; give its own list"
             )
         texts = torch.from_numpy(np.array(found.vectors, dtype=np.float32))
+        if encoder is not None:
+            _same_encoder(encoder, names, templates, texts, options.text_embeddings)
         identity["text_embeddings"] = _content(found.vectors)
     else:
         assert encoder is not None
-        texts = embedded_texts(encoder, names, templates, identity, cache)
+        texts = embedded_texts(encoder, names, templates, identity, cache, force)
     if options.image_embeddings:
         images = read_embeddings(options.image_embeddings, "image").vectors
         image_rows(images, len(probe))
         identity["image_embeddings"] = _content(images)
         _matched(images, texts.numpy())
-    elif encoder is not None and encoder.width != texts.shape[1]:
-        check_match(np.zeros((1, encoder.width)), texts.numpy())
     return Source(names, identity, texts, images, encoder, templates)
 
 
 def embedded_texts(
-    encoder: "Encoder", names: list[str], templates: Sequence[str], identity: dict[str, Any], cache: Path
+    encoder: "Encoder",
+    names: list[str],
+    templates: Sequence[str],
+    identity: dict[str, Any],
+    cache: Path,
+    force: bool = False,
 ) -> Tensor:
     """Embeddings (K, E) of words, made once and kept."""
     path = cache / "texts" / f"{digest(identity)}.npy"
     try:
         kept = np.load(path)
-        if len(kept) == len(names):
+        if len(kept) == len(names) and not force:
             return torch.from_numpy(kept)
     except (OSError, ValueError):
         pass  # not there yet, or cut short: made anew
@@ -213,6 +222,21 @@ def embedded_texts(
     return texts
 
 
+def _same_encoder(
+    encoder: "Encoder", names: list[str], templates: Sequence[str], texts: Tensor, file: str
+) -> None:
+    """Refuse or doubt text embeddings that another model made than the one that embeds the images."""
+    own = encoder.texts(names[:20], templates)
+    check_match(own, texts)
+    cosine = float(torch.nn.functional.cosine_similarity(own, texts[:20]).mean())
+    if cosine < 0.5:
+        print(
+            f"warning: the rows of {file} are hardly what {encoder.name} makes of these words (mean cosine "
+            f"{cosine:.2f}); it seems that another model made them, and then the labels mean nothing",
+            file=sys.stderr,
+        )
+
+
 def _matched(images: np.ndarray, texts: np.ndarray) -> None:
     check_match(images, texts)
     warning = sanity(images, texts)
@@ -221,10 +245,8 @@ def _matched(images: np.ndarray, texts: np.ndarray) -> None:
 
 
 def _content(values: np.ndarray) -> str:
-    """Hash of an array; of a large one its size and a thousand rows."""
-    import hashlib
-
-    step = max(1, len(values) // 1000)
+    """Hash of an array, read in blocks: it may be mapped."""
     found = hashlib.sha256(str((values.shape, str(values.dtype))).encode())
-    found.update(np.ascontiguousarray(values[::step]).tobytes())
+    for start in range(0, len(values), 4096):
+        found.update(np.ascontiguousarray(values[start : start + 4096]).data)
     return found.hexdigest()[:16]

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from commands.options import NetworkOptions
 from lwta.dissect.activations import Readout
+from lwta.dissect.store import digest
 from lwta.errors import InputError
 from lwta.layers import Firing, observe
 from models.data import Transform
-from models.images import IndexedImages, read_image
+from models.images import UNDECODABLE, IndexedImages, read_image
 from models.layers import find_layers
 from models.network import Network, load_network, wrap_network
 from models.probes import open_probe
@@ -81,16 +82,21 @@ class Subject(NamedTuple):
             )
         return Readout(kind or default, prefix)
 
-    def check_readout(self, readout: Readout, sites: Mapping[str, int]) -> None:
+    def check_readout(self, readout: Readout, sites: Mapping[str, int]) -> dict[str, int]:
         """Refuse a readout that a layer has no positions for, before any image is loaded.
+
+        Returns:
+            Layer -> D.
 
         Raises:
             InputError: class token or patches of a layer without; tokens that the prefix has not joined yet.
         """
         tokens: dict[str, int] = {}
+        units: dict[str, int] = {}
         height, width = self.image_size
 
         def seen(name: str, firing: Firing) -> None:
+            units[name] = firing.values.shape[firing.dim]
             if firing.values.ndim == 3 and firing.dim == 2:
                 tokens[name] = firing.values.shape[1]
 
@@ -109,6 +115,7 @@ class Subject(NamedTuple):
                 )
             if readout.kind == "patches" and grid is None:
                 raise InputError(f"the layer {name} has no grid of patches; use readout max")
+        return units
 
     def probe(self, spec: str, args: dict[str, Any] | None = None) -> Dataset:
         """Images by a split of the run's data, or by anything that :func:`models.probes.open_probe` reads."""
@@ -132,7 +139,10 @@ class Subject(NamedTuple):
             images = IndexedImages(self.probe(probe), self.transform)
             if int(index) >= len(images):
                 raise InputError(f"{source}: {probe} has {len(images)} images, the first is 0")
-            return read_image(images.data, int(index))[0]
+            try:
+                return read_image(images.data, int(index))[0]
+            except UNDECODABLE as error:
+                raise InputError(f"image {source} does not decode; replace or leave it out") from error
         return open_image(source)
 
 
@@ -141,7 +151,7 @@ def subject_of(
 ) -> Subject:
     """A module that somebody has, with its transform or else ImageNet's."""
     net = wrap_network(model, transform, image_size=image_size)
-    return _subject(net, Path(), {"weights": net.weights, "module": repr(model), "code": code_hash(model)})
+    return _subject(net, Path(), {})
 
 
 def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
@@ -175,17 +185,23 @@ def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
     spec = options.model or ""
     net = load_network(spec, options.weights, place, options.image_size, options.model_args)
     folder = Path(options.out or Path("dissections") / spec.replace(":", "-").replace("/", "-"))
-    identity = {"weights": net.weights, "network": spec, "arguments": options.model_args}
-    return _subject(net, folder, identity | {"code": code_hash(net.model)})
+    built = {"network": spec, "arguments": options.model_args}
+    return _subject(net, folder, built, spec.partition(":")[0])
 
 
-def _subject(net: Network, folder: Path, identity: dict[str, Any]) -> Subject:
+def _subject(net: Network, folder: Path, identity: dict[str, Any], *modules: str) -> Subject:
+    # Weights alone do not say what is computed with them.
+    what = {
+        "weights": net.weights,
+        "modules": digest({"repr": repr(net.model)}),
+        "code": code_hash(net.model, *modules),
+    }
     mean, std = (torch.tensor(values)[:, None, None] for values in (net.mean, net.std))
     return Subject(
         folder=folder,
         name=net.name,
         model=net.model,
-        identity=identity,
+        identity=identity | what,
         transform=net.transform,
         image_size=net.image_size,
         denormalise=lambda image: (image * std + mean).clamp(0, 1),

@@ -108,25 +108,6 @@ def head_readout(model: nn.Module) -> tuple[str, int]:
     return ("max" if pool == "max" else "mean"), prefix
 
 
-def readout_of(
-    model: nn.Module, shape: tuple[int, ...], dim: int, image_size: tuple[int, int] | None = None
-) -> tuple[str, int]:
-    """:func:`head_readout` for one layer: without class token where the layer holds none.
-
-    Args:
-        model: the network.
-        shape: of what the layer returns, (1, ...).
-        dim: axis of its units.
-        image_size: (H, W) that the network reads.
-    """
-    kind, prefix = head_readout(model)
-    tokens = len(shape) == 3 and dim in (-1, 2)
-    if tokens and patch_grid(model, shape[1], image_size) is None:
-        return kind, prefix
-    # Maps, pooled vectors, and tokens before the prefix joins them, such as those of a patch embedding.
-    return ("mean" if kind == "cls" else kind), 0
-
-
 def patch_grid(
     model: nn.Module, patches: int, image_size: tuple[int, int] | None = None
 ) -> tuple[int, int] | None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lwta.errors import InputError
+from models.zoo import first_line
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep the weights
@@ -27,12 +28,15 @@ def weights_hash(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def code_hash(model: nn.Module) -> str:
+def code_hash(model: nn.Module, *others: str) -> str:
     """Hash of the files that define the classes of a network's modules, torch's own left out.
+
+    Args:
+        others: names of further modules, such as that of the function which built the network.
 
     Weights alone do not say what is computed with them: a forward that was edited gives other activations.
     """
-    names = {type(module).__module__ for module in model.modules()}
+    names = {type(module).__module__ for module in model.modules()} | set(others)
     digest = hashlib.sha256()
     for name in sorted(name for name in names if name.partition(".")[0] != "torch"):
         file = getattr(sys.modules.get(name), "__file__", None)
@@ -90,7 +94,7 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
         held = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
-            f"{file} is damaged, or holds code, which is never run ({_first_line(error)}); "
+            f"{file} is damaged, or holds code, which is never run ({first_line(error)}); "
             "save the state_dict() alone with torch.save or safetensors"
         ) from None
     return _tensors(held, file)
@@ -123,7 +127,3 @@ def _without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tens
         if len(names & set(state)) > len(names & set(best)):
             best = state
     return best
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]

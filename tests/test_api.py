@@ -99,6 +99,13 @@ def test_a_frozen_module_needs_no_gradient(toys):
     assert len(dissect(net.model, probe=probe(), transform=net.transform, **OPTIONS).table) == 40
 
 
+def test_what_would_be_ignored_is_refused(toys):
+    with pytest.raises(InputError, match="weights are of a model named by text"):
+        dissect(torch.nn.ReLU(), weights="w.pt")
+    with pytest.raises(InputError, match="toys:vit has a transform of its own"):
+        dissect("toys:vit", transform=lambda image: image)
+
+
 def test_what_is_no_probe_set_is_refused(toys):
     net = network()
     for data, told in (

@@ -312,6 +312,7 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path, labels, mon
     with pytest.raises(InputError, match="no room left to write"):
         write_labels(tmp_path, labels)
     same(labels_for(tmp_path, "w"), labels)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_labels_of_other_weights_are_refused(tmp_path, labels):

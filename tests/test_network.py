@@ -16,7 +16,7 @@ from torch import nn
 import models.zoo
 from lwta.errors import InputError
 from models.network import load_network
-from models.run import head_readout, patch_grid, readout_of
+from models.run import head_readout, patch_grid
 from models.weights import load_weights, weights_hash
 
 VIT = {"img_size": 32, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -328,17 +328,6 @@ def test_what_the_head_of_other_networks_reads():
     assert head_readout(vit) == ("cls", 1)
     assert head_readout(torchvision.models.resnet18()) == ("mean", 0)
     assert head_readout(small()) == ("mean", 0)
-
-
-def test_a_layer_without_the_class_token_is_averaged():
-    vit = torchvision.models.VisionTransformer(32, 8, 1, 2, 16, 32)
-    timm_vit = timm.create_model("vit_tiny_patch16_224", **VIT)
-    assert readout_of(vit, (1, 17, 16), -1) == ("cls", 1)
-    assert readout_of(vit, (1, 16, 4, 4), 1) == ("mean", 0)
-    assert readout_of(timm_vit, (1, 5, 24), -1) == ("cls", 1)
-    assert readout_of(timm_vit, (1, 4, 24), -1) == ("mean", 0)  # its patch embedding
-    assert readout_of(timm_vit, (1, 5), -1) == ("mean", 0)
-    assert readout_of(timm.create_model("resnet18", global_pool="max"), (1, 512, 7, 7), 1) == ("max", 0)
 
 
 def test_the_grid_of_the_patches():

@@ -112,6 +112,10 @@ def test_a_second_time_nothing_is_run(toys, passes):
 
 
 def test_without_patches_or_encoder_it_is_refused_before_the_pass(toys, passes):
+    message = refused(
+        dissect.main, ["label", *label_args("vit"), "--readout=patches", "--similarity=cos", ASKED[0]]
+    )
+    assert "readout patches looks at exemplars, and cos at every image" in message
     for args, told in (
         ([*label_args(), "--layers=act"], "the layer act has no grid of patches; use readout max"),
         ([*label_args("vit"), "--layers=head"], "the layer head has no grid of patches; use readout max"),

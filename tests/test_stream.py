@@ -17,6 +17,7 @@ from lwta.dissect.stream import UNSEEN, Activations, Embeddings, Share, run_pass
 from lwta.errors import InputError
 
 COUNT, BATCH = 53, 8
+UNITS = {"1": 12, "3": 6}
 
 
 class Killed(Exception):
@@ -57,7 +58,7 @@ def consumers(folder, values=False):
     folder.mkdir(exist_ok=True)
     paths = {name: folder / f"{name}.pt" for name in sites}
     return [
-        Activations(network(), sites, Readout("max"), 9, COUNT, paths, values, folder / "unfinished"),
+        Activations(network(), sites, Readout("max"), 9, COUNT, paths, values, folder / "unfinished", UNITS),
         Embeddings(encode, folder / "images.npy", (COUNT, 7)),
     ]
 
@@ -223,7 +224,7 @@ class Tuples(nn.Module):
 )
 def test_a_layer_that_cannot_be_read_is_refused(tmp_path, model, sites, sentence):
     consumer = Activations(
-        model, sites, Readout("mean"), 5, COUNT, {"1": tmp_path / "1.pt"}, False, tmp_path / "u"
+        model, sites, Readout("mean"), 5, COUNT, {"1": tmp_path / "1.pt"}, False, tmp_path / "u", UNITS
     )
     with pytest.raises(InputError, match=sentence):
         run_pass([consumer], loader(), COUNT, BATCH)
@@ -232,7 +233,7 @@ def test_a_layer_that_cannot_be_read_is_refused(tmp_path, model, sites, sentence
 def test_a_layer_that_gives_no_number_is_refused_by_image(tmp_path):
     model = network()
     consumer = Activations(
-        model, {"1": 1}, Readout("mean"), 5, COUNT, {"1": tmp_path / "1.pt"}, False, tmp_path / "u"
+        model, {"1": 1}, Readout("mean"), 5, COUNT, {"1": tmp_path / "1.pt"}, False, tmp_path / "u", UNITS
     )
 
     def poisoned(spans):

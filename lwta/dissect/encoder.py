@@ -68,9 +68,11 @@ class Encoder(NamedTuple):
         return self.texts(["a"], ["{}"]).shape[1]
 
     def identity(self) -> str:
-        """Name and a hash of the weights and of how images are prepared."""
+        """Name and a hash of the weights, of what is computed with them, and of how inputs are prepared."""
         prepared = open_clip.get_model_preprocess_cfg(self.model)
         digest = hashlib.sha256(json.dumps(prepared, sort_keys=True, default=str).encode())
+        digest.update(repr(self.model).encode())
+        digest.update(str(self.tokenizer(["A photo of a dog, un blé; 1,024 words"]).tolist()).encode())
         for key, value in self.model.state_dict().items():
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

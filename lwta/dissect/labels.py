@@ -1,7 +1,7 @@
 """The label table and the exemplars beside it: one schema for every labeler, dead units included."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,9 +105,20 @@ def write_labels(folder: str | Path, labels: Labels) -> list[Path]:
         {"lwta": json.dumps(kept)}
     )
     paths = [folder / name for name in ("exemplars.parquet", "labels.csv", "labels.parquet")]
-    write_whole(paths[0], lambda part: pq.write_table(exemplars, part))
-    write_whole(paths[1], lambda part: table.to_csv(part, index=False))
-    write_whole(paths[2], lambda part: pq.write_table(parquet, part))
+    writers: list[Callable[[Path], object]] = [
+        lambda part: pq.write_table(exemplars, part),
+        lambda part: table.to_csv(part, index=False),
+        lambda part: pq.write_table(parquet, part),
+    ]
+    whole = [path.with_name(path.name + ".new") for path in paths]
+    try:
+        for path, write in zip(whole, writers, strict=True):
+            write_whole(path, write)
+        for path, place in zip(whole, paths, strict=True):  # only when all are written
+            path.replace(place)
+    finally:
+        for path in whole:
+            path.unlink(missing_ok=True)
     return paths
 
 

@@ -42,13 +42,13 @@ def room(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise InputError(
-                f"no room left to write {path}; free some, or name another folder with --cache. "
+                f"no room left to write {path}; free some, or name other folders with --out and --cache. "
                 "What was computed stays, and the same command goes on from there"
             ) from error
         raise
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file whole or not at all.
 
     Args:

@@ -114,6 +114,7 @@ class Activations:
         paths: layer -> file for its record; values are kept beside it.
         values: keep the values (N, D) of each layer, on disk.
         folder: for the unfinished state, one for each set of layers asked for.
+        units: layer -> D.
     """
 
     def __init__(
@@ -126,7 +127,9 @@ class Activations:
         paths: Mapping[str, Path],
         values: bool,
         folder: Path,
+        units: Mapping[str, int],
     ) -> None:
+        self.units = units
         self.model, self.sites, self.readout, self.k = model.eval(), sites, readout, k
         self.paths, self.values, self.folder = paths, values, folder
         self.records: dict[str, Record] = {}
@@ -134,6 +137,8 @@ class Activations:
 
     def prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in self.sites if self.values else ():
+            self._rows(name).prepare()
 
     @torch.no_grad()
     def take(self, indices: Tensor, pixels: Tensor, classes: Tensor) -> None:
@@ -150,14 +155,12 @@ class Activations:
                 units, competes = found.values.shape[1], is_competing(self.model, name)
                 self.records[name] = Record(units, self.k, competes, found.values.device)
             if self.values:
-                rows = self._rows(name, found.values.shape[1])
-                rows.prepare()
-                rows.write(indices, found.values)
+                self._rows(name).write(indices, found.values)
             self.records[name].add(found, indices)
         self.classes[indices] = classes
 
-    def _rows(self, layer: str, units: int) -> Rows:
-        return Rows(self.folder / f"{layer}.npy", (len(self.classes), units))
+    def _rows(self, layer: str) -> Rows:
+        return Rows(self.folder / f"{layer}.npy", (len(self.classes), self.units[layer]))
 
     def state(self) -> dict[str, Any]:
         records = {name: record.state_dict() for name, record in self.records.items()}
