@@ -118,8 +118,9 @@ def labels_on_demand(
         print(f"labelled anew: {subject.folder}/labels.parquet", file=sys.stderr)
         missing = dict(units)
         if whole := [layer for layer in known.units if layer not in known.partial]:
-            sites = dict(sites) | subject.layers(whole)
-            missing |= {layer: range(known.units[layer]) for layer in whole}
+            sites = subject.layers(whole) | dict(sites)
+            missing = missing | {layer: range(known.units[layer]) for layer in whole}
+            missing = {layer: missing[layer] for layer in sites}
     if not missing:
         return known
     return keep(subject.folder, question.label({name: sites[name] for name in missing}, missing))

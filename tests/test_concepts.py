@@ -61,10 +61,22 @@ def cosines(path):
     return Cosines(images, torch.from_numpy(np.array(texts))).part(slice(None))
 
 
+class Probe:
+    """Images of which nothing but the number is asked."""
+
+    own = False
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return self.images
+
+
 def source_of(path, images):
     """The file as ``--concepts`` takes it; neither network nor probe images are asked for anything else."""
     options = LabelOptions(concepts=str(path))
-    return open_source(None, range(images), False, options, path.parent, "cpu")
+    return open_source(None, Probe(images), options, path.parent)
 
 
 # --- what is read --------------------------------------------------------------------------------

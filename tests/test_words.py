@@ -358,13 +358,17 @@ def test_another_list_makes_the_labels_anew(run, asked, words, passes, capsys, o
     assert differing(read_labels(run), before) == {"concepts"}
 
 
-def test_a_network_whose_weights_changed_is_shown_the_images_anew(run, asked, passes):
+def test_a_network_whose_weights_changed_is_shown_the_images_anew_and_labelled_as_whole_as_before(
+    run, asked, passes
+):
     dissect.main(["label", *asked])
     before = read_labels(run)
     shutil.copy(run / "checkpoints" / "last.ckpt", run / "checkpoints" / "best.ckpt")
     dissect.main(["explain", *asked, "test:0"])
-    assert passes[1:] == [[LAYERS[1]]]
+    assert passes[1:] == [LAYERS]
     assert differing(read_labels(run), before) == {"weights"}
+    assert read_labels(run).partial == []
+    assert len(read_labels(run).table) == len(before.table)
 
 
 # --- bad input -----------------------------------------------------------------------------------
