@@ -35,9 +35,14 @@ def label(
     say_broken(question, next(iter(sites)))
     keep(subject.folder, found)
     for name, rows in found.table.groupby("layer", sort=False):
-        silent, labelled = (~rows["alive"]).sum(), rows["label"].notna().sum()
+        reasons = rows["reason"].value_counts().head(3).items()
+        without = "".join(f", {n} not: {reason}" for reason, n in reasons)
+        labelled = rows["label"].notna().sum()
         common = ", ".join(f"{text} {n}" for text, n in rows["label"].value_counts().head(5).items())
-        print(f"{name}: {len(rows)} units, {labelled} labelled, {silent} never won; most often {common}")
+        print(
+            f"{name}: {len(rows)} units, {labelled} labelled{without}"
+            + (f"; most often {common}" if common else "")
+        )
     place = "the class token" if question.readout.kind == "cls" else "any position"
     told = f"wins at {place} of {question.seen(next(iter(sites)))} images of {question.probe.told}"
     print(f"{told}; wrote {subject.folder}/labels.parquet, labels.csv and exemplars.parquet")

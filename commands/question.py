@@ -74,6 +74,11 @@ class Question:
             raise InputError(
                 "readout patches needs an encoder that looks at the patches; name it with --clip"
             )
+        if self.similarity.top and self.similarity.top(len(self.probe)) < 2:
+            raise InputError(
+                f"{labels.similarity} looks at the top 5 % of the images, of {len(self.probe)} at one; give "
+                "40 or more, or take another similarity"
+            )
         if self.readout.kind == "patches" and self.similarity.top is None:
             raise InputError(
                 f"readout patches looks at exemplars, and {labels.similarity} at every image; use soft_wpmi, "

@@ -156,7 +156,8 @@ def _words(
     if clip is None and not (options.image_embeddings and options.text_embeddings):
         raise InputError(
             "a list of words needs an open_clip model that looks for them: --clip ViT-B-32 --tag openai, "
-            "hf-hub:OWNER/NAME, or a folder; or --image_embeddings and --text_embeddings"
+            "hf-hub:OWNER/NAME, a folder, or shapes for the embedded world; or --image_embeddings and "
+            "--text_embeddings"
         )
     names, dropped = words.names, bool(words.blanks or words.duplicates)
     encoder, templates = None, ["{}"]
@@ -164,6 +165,12 @@ def _words(
     if clip is not None:
         from lwta.dissect.encoder import load_encoder, read_templates  # open_clip takes a second to import
 
+        if clip == "shapes" and (foreign := [name for name in names if name not in CONCEPTS]):
+            print(
+                f"warning: the CLIP that ships knows the {len(CONCEPTS)} words of the embedded world and "
+                f"nothing else, such as {foreign[0]!r}; labels by other words mean little",
+                file=sys.stderr,
+            )
         templates = read_templates(options.templates)
         encoder = load_encoder(str(SHAPES_CLIP) if clip == "shapes" else clip, options.tag, device)
         identity |= {"clip": encoder.identity(), "templates": " | ".join(templates)}
@@ -173,7 +180,7 @@ def _words(
         if found.names is None and (dropped or len(found.vectors) != len(names)):
             raise InputError(
                 f"{options.text_embeddings} has {len(found.vectors)} rows for {len(names)} different "
-                "concepts; it needs a row for each line of a list without blanks and repetitions"
+                "concepts; it needs a row for each line, and the list no blank or repeated line"
             )
         if found.names is not None and found.names != names:
             raise InputError(

@@ -56,8 +56,9 @@ def find_layers(
         modules = dict(model.named_modules())
         chosen = {name for name in names if name in seen and is_activation(modules[name])}
         if all(reasons[name] for name in chosen):
+            why = next((f" ({reasons[name]})" for name in names if name in chosen), "")
             raise InputError(
-                "no activation of this network can be dissected as it is; name layers with --layers, "
+                f"no activation of this network can be dissected as it is{why}; name layers with --layers, "
                 f"such as {_some(names, reasons)}"
             )
     for glob in [globs] if isinstance(globs, str) else globs or ():

@@ -167,6 +167,18 @@ def test_where_the_score_is_saturated_the_likeliest_concept_is_the_label():
     assert row["score"] == pytest.approx(row["score_2"], abs=0.01) == pytest.approx(math.log(2))
 
 
+def test_scores_that_hardly_differ_still_come_in_their_order():
+    # As a CLIP gives them for images of one kind: all within a hundredth, and far below the highest score.
+    noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(3))
+    data = layer_data(planted_lists(), 0.2 + 1e-4 * noise, k=50)
+    scores = soft_wpmi(data.exemplars, data.presence)
+    assert (scores.amax(1) - scores.amin(1) < 0.01).all()
+    table = ClipLabeler(NAMES).label(data)
+    assert table["label"].tolist() == [NAMES[k] for k in scores.argmax(1).tolist()]
+    assert (table["score"] >= table["score_2"]).all()
+    assert (table["score_2"] >= table["score_3"]).all()
+
+
 def test_a_unit_of_no_fitting_concept_has_the_reason():
     lists = [*planted_lists(), []]
     table = ClipLabeler(NAMES, "rank_reorder").label(layer_data(lists, -planted_presence()))

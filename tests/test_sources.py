@@ -212,6 +212,14 @@ def test_every_similarity_is_that_of_plain_loops(toys, similarity):
     assert table.loc[table["label"].isna(), "unit"].tolist() == nothing
 
 
+def test_rank_reorder_needs_more_than_one_image_at_the_top(toys, passes):
+    args = [*label_args(), "--similarity=rank_reorder", "--probe=shapes:validation[:39]"]
+    assert "looks at the top 5 % of the images, of 39 at one; give 40 or more" in refused(
+        dissect.main, ["label", *args]
+    )
+    assert passes == []
+
+
 def test_a_similarity_without_prior_takes_none(toys, passes):
     for similarity in ("cos", "rank_reorder"):
         args = ["label", *label_args(), f"--similarity={similarity}", "--prior=0.5"]

@@ -108,7 +108,8 @@ def test_imagenet_and_english_share_words():
 def test_an_unknown_name_is_told_the_nearest_and_the_kinds():
     assert refusal("imagenet12", LISTS) == (
         "'imagenet12' names no word list, the nearest is imagenet12k; "
-        "give one of a .txt file, english:N, imagenet, imagenet12k, imagenet22k"
+        "give one of a .txt file, english:N, imagenet, imagenet12k, imagenet22k; words of your own go into a "
+        ".txt file, one a line"
     )
     assert "the nearest is imagenet; give one of a .txt file, english:N, imagenet" in refusal("imgenet")
     assert "'words.csv' names no word list" in refusal("words.csv")

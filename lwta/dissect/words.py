@@ -70,7 +70,10 @@ def _words(spec: str, known: Mapping[str, Callable[[], Sequence[str]]]) -> Seque
         return _lines(Path(spec))
     nearest = get_close_matches(spec, ["imagenet", "english:20000", *known], 1, cutoff=0)[0]
     kinds = ", ".join(["a .txt file", "english:N", "imagenet", *known])
-    raise InputError(f"{spec!r} names no word list, the nearest is {nearest}; give one of {kinds}")
+    raise InputError(
+        f"{spec!r} names no word list, the nearest is {nearest}; give one of {kinds}; words of "
+        "your own go into a .txt file, one a line"
+    )
 
 
 def _english(number: str) -> list[str]:

@@ -20,7 +20,7 @@ from lwta.dissect.store import digest, load, save
 from lwta.errors import InputError
 
 FEWEST_WINS = 10
-_EQUAL = 0.01  # scores that differ by less, of a hundred exemplars' log-likelihood, say the same
+_EQUAL = 0.01  # scores this near to the highest possible one say the same
 
 
 class Similarity(NamedTuple):
@@ -68,8 +68,8 @@ def find_similarity(name: str, prior: float | None) -> tuple[Similarity, float |
 class ClipLabeler:
     """Labels a unit by the concept of the highest similarity.
 
-    With a prior, by the likeliest among equals. A unit that won on fewer than ten probe images gets no label,
-    with the reason; so does one that is dead, or gives the same value everywhere.
+    Where the prior leaves several equal, by the likeliest of them. A unit that won on fewer than ten probe
+    images gets no label, with the reason; so does one that is dead, or gives the same value everywhere.
 
     Args:
         names: K concepts.
@@ -113,7 +113,9 @@ class ClipLabeler:
         if told:
             scores, likelihood = self.scores(data, [asked[place] for place in told])
             scores = scores.masked_fill(scores.isnan(), -torch.inf)
-            places, found = best(scores, scores if likelihood is None else likelihood, NEXT + 1)
+            # With the published prior no score exceeds log D, and all that reach it say the same.
+            ceiling = math.log(int(heard.sum())) if self.prior == 1 else math.inf
+            places, found = best(scores, scores if likelihood is None else likelihood, NEXT + 1, ceiling)
             for n, (place, score) in enumerate(zip(places.T.tolist(), found.T.tolist(), strict=True), 1):
                 end = "" if n == 1 else f"_{n}"
                 fits = [value > -torch.inf for value in score]
@@ -215,15 +217,17 @@ def _reason(data: LayerData, unit: int) -> str:
     return f"won on {wins} images, fewer than {FEWEST_WINS}"
 
 
-def best(scores: Tensor, likelihood: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def best(scores: Tensor, likelihood: Tensor, count: int, ceiling: float = math.inf) -> tuple[Tensor, Tensor]:
     """The best concepts of each unit, the best first: places and scores, (D, count) or as many as there are.
 
-    With the published prior a score cannot exceed log D, and reaches it for every concept of which the unit
-    is by far the best account in its layer: there only rounding would choose, so the likelihood does.
+    Args:
+        ceiling: of the scores. A unit reaches it for every concept of which it is by far the best account in
+            its layer: there only rounding would choose, so the likelihood does.
     """
     places, values = [], []
     for _ in range(min(count, scores.shape[1])):
-        equal = scores >= scores.amax(1, keepdim=True) - _EQUAL
+        most = scores.amax(1, keepdim=True)
+        equal = scores >= torch.where(most > ceiling - _EQUAL, most - _EQUAL, most)
         place = likelihood.masked_fill(~equal, -torch.inf).argmax(1, keepdim=True)
         places.append(place)
         values.append(scores.gather(1, place))
