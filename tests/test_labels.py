@@ -170,7 +170,7 @@ def test_where_the_score_is_saturated_the_likeliest_concept_is_the_label():
 def test_scores_that_hardly_differ_still_come_in_their_order():
     # As a CLIP gives them for images of one kind: all within a hundredth, and far below the highest score.
     noise = torch.randn(200, 4, generator=torch.Generator().manual_seed(3))
-    data = layer_data(planted_lists(), 0.2 + 1e-4 * noise, k=50)
+    data = layer_data(planted_lists(), 0.2 + 3e-5 * noise, k=50)
     scores = soft_wpmi(data.exemplars, data.presence)
     assert (scores.amax(1) - scores.amin(1) < 0.01).all()
     table = ClipLabeler(NAMES).label(data)
