@@ -35,8 +35,8 @@ def label(
     say_broken(question, next(iter(sites)))
     keep(subject.folder, found)
     for name, rows in found.table.groupby("layer", sort=False):
-        reasons = rows["reason"].value_counts().head(3).items()
-        without = "".join(f", {n} not: {reason}" for reason, n in reasons)
+        reasons = rows["reason"].str.replace(r"on \d+ images, fewer", "on fewer", regex=True)
+        without = "".join(f", {n} {reason}" for reason, n in reasons.value_counts().head(3).items())
         labelled = rows["label"].notna().sum()
         common = ", ".join(f"{text} {n}" for text, n in rows["label"].value_counts().head(5).items())
         print(
