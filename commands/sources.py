@@ -16,7 +16,7 @@ from commands.subject import Subject
 from lwta.dissect.concepts import PAIRS, read_concepts, read_pair
 from lwta.dissect.embeddings import check_match, image_rows, read_embeddings, sanity
 from lwta.dissect.presence import Classes, Cosines, Matrix, Presence
-from lwta.dissect.store import Rows, digest, room
+from lwta.dissect.store import digest, write_whole
 from lwta.dissect.words import WordList, read_words
 from lwta.errors import InputError
 from models.probes import probe_classes
@@ -218,14 +218,12 @@ def embedded_texts(
     except (OSError, ValueError):
         pass  # not there yet, or cut short: made anew
     texts = encoder.texts(names, templates)
-    with room(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.unlink(missing_ok=True)
-    rows = Rows(part, (len(texts), texts.shape[1]))
-    rows.prepare()
-    rows.write(torch.arange(len(texts)), texts)
-    part.replace(path)
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:  # given a path, numpy would add its own ending
+            np.save(file, texts.numpy())
+
+    write_whole(path, write)
     return texts
 
 

@@ -6,9 +6,9 @@ from torch import nn
 
 from lwta import LWTA
 from lwta.dissect.activations import Readout
-from lwta.dissect.record import collect as collect_records
 from lwta.errors import InputError
 from lwta.layers import Firing
+from tests.records import collect as collect_records
 
 
 def randn(*shape, seed=0):

@@ -1,13 +1,13 @@
 """Per unit of a layer: its strongest images, how often it won, and moments; built batch by batch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lwta.dissect.activations import Reading, Readout, is_competing, readings
+from lwta.dissect.activations import Reading
 
 
 @dataclass
@@ -174,25 +174,3 @@ class Record:
             _Top(*(part.to(device) for part in state[name])) for name in ("high", "low")
         )
         return record
-
-
-def collect(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    sites: Mapping[str, int],
-    readout: Readout,
-    k: int = 100,
-) -> dict[str, Record]:
-    """The records of every layer of ``sites`` over a probe set, in one pass (:func:`readings`).
-
-    Args:
-        k: exemplars kept per unit.
-    """
-    records: dict[str, Record] = {}
-    for indices, read in readings(model, batches, sites, readout):
-        for name, found in read.items():
-            if name not in records:
-                units, device = found.values.shape[1], found.values.device
-                records[name] = Record(units, k, is_competing(model, name), device)
-            records[name].add(found, indices)
-    return records

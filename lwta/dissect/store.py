@@ -137,7 +137,3 @@ class Rows:
                 data = memoryview(rows.contiguous().numpy().tobytes())
                 while data:  # a raw write may take a part
                     data = data[file.write(data) :]
-
-    def read(self) -> np.ndarray:
-        """The array, mapped and not loaded."""
-        return np.load(self.path, mmap_mode="r")
