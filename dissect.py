@@ -14,13 +14,18 @@ from commands.explain import explain_images
 from commands.find import find
 from commands.fire import fire
 from commands.label import label
-from commands.options import LabelOptions, NetworkOptions, PassOptions
+from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.report import report
 from lwta.errors import InputError
 
 __all__ = ["dissect", "main"]
 
-_GROUPS = {"network": NetworkOptions, "labels": LabelOptions, "run": PassOptions}
+_GROUPS = {
+    "network": NetworkOptions,
+    "labels": LabelOptions,
+    "evidence": EvidenceOptions,
+    "run": PassOptions,
+}
 
 
 class Command(NamedTuple):
@@ -43,9 +48,9 @@ COMMANDS = {
     "label": Command(label, ("network", "labels", "run"), "words for every unit"),
     "explain": Command(
         explain_images,
-        ("network", "labels", "run"),
+        ("network", "labels", "evidence", "run"),
         "evidence for single images",
-        ("images", "+", "image files, or SPLIT:INDEX of the run's data"),
+        ("images", "+", "image files, folders of them, or SPLIT:INDEX of the run's data"),
     ),
     "find": Command(
         find,

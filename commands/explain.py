@@ -1,34 +1,30 @@
 """``explain``: which units fired on an image, what each means, and what each changed in the decision."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from json import dumps
 from pathlib import Path
 
-import torch
-from PIL import Image
-from torchvision.transforms.functional import to_pil_image
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from commands.evidence import Evidence
 from commands.label import keep
-from commands.options import LabelOptions, NetworkOptions, PassOptions
+from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import Subject, open_subject
-from lwta.dissect.activations import Readout, readings
-from lwta.dissect.explain import explain
+from lwta.dissect.explanation import Explanation
 from lwta.dissect.labels import Labels, labels_for, read_labels
-from lwta.dissect.report import ExplainedImage, render_input
+from lwta.dissect.report import render_input
+from lwta.dissect.store import write_whole
 from lwta.errors import InputError
-from models.run import patch_grid
 
 
 def explain_images(
     network: NetworkOptions,
     labels: LabelOptions,
+    evidence: EvidenceOptions,
     run: PassOptions,
     images: list[str],
-    layers: str | list[str] | None = None,
-    target: str | None = None,
-    top: int = 50,
     json: bool = False,
 ) -> None:
     """Say which units fired on each image and what each changed in the decision.
@@ -37,57 +33,63 @@ def explain_images(
     labelled, as label does, and the answer is kept beside the others.
 
     Args:
-        images: image files, or SPLIT:INDEX of the run's data, such as test:12.
-        layers: glob, or list of globs, over layer names; the last layer where not given.
-        target: class to explain; the predicted one where not given.
-        top: units listed and silenced in each layer.
+        images: image files, folders of them, or SPLIT:INDEX of the run's data, such as test:12.
         json: print JSON instead of tables.
     """
     subject = open_subject(network)
-    if top < 1:
-        raise InputError(f"top is at least 1, not {top}")
-    pictures = [subject.image(source) for source in images]  # all, before any work
-    reading, sites = subject.readout(labels.readout), subject.layers(layers)
-    sites = sites if layers else dict(list(sites.items())[-1:])
-    subject.check_readout(reading, sites)
-    fired, classes = fired_units(subject, pictures, sites, reading)
-    names = subject.class_names or [str(k) for k in range(classes)]
-    if target is not None and target not in names:
-        raise InputError(f"there is no class {target!r}; the network knows {', '.join(names[:20])}")
-    known = labels_on_demand(subject, labels, run, sites, fired)
-    found = []
-    for explained in explanations(subject, images, pictures, sites, reading, known, names, target, top):
-        found.append(explained.explanation)
+    for source in images:
+        if not Path(source).is_dir():
+            subject.image(source)  # all that was named, before any work
+    sources = [source for asked in images for source in _expanded(subject, asked)]
+    asked = Evidence(subject, evidence, labels.readout)
+    found = list(explained(asked, sources))
+    known = labels_on_demand(subject, labels, run, asked.sites, named_units(found))
+    for explanation, page in zip(found, _pages(sources), strict=True):
+        if known is not None:
+            explanation.label(known.table)
+        path = subject.folder / page
+        path.parent.mkdir(parents=True, exist_ok=True)
+        html = render_input(explanation)
+        write_whole(path, lambda part, html=html: part.write_text(html, encoding="utf-8"))
         if not json:
-            print(explained.explanation.table())
-        print(f"page: {subject.folder / explained.page}", file=sys.stderr)
+            print(explanation.table())
+        print(f"page: {path}", file=sys.stderr)
     if json:
         print(dumps([explanation.to_dict() for explanation in found], indent=1))
 
 
-def fired_units(
-    subject: Subject, pictures: Sequence[Image.Image], sites: Mapping[str, int], reading: Readout
-) -> tuple[dict[str, list[int]], int]:
-    """Layer -> units that fired on any of the images; and the number of classes."""
-    fired: dict[str, torch.Tensor] = {}
-    classes = 0
-    batches = ((torch.tensor([i]), subject.transform(picture)[None]) for i, picture in enumerate(pictures))
+def _expanded(subject: Subject, source: str) -> list[str]:
+    """A folder as the images in it that decode, at any depth."""
+    if not Path(source).is_dir():
+        return [source]
+    found = sorted(str(p) for p in Path(source).rglob("*") if p.suffix.lower() in IMG_EXTENSIONS)
+    decoding, broken = [], []
+    for path in found:
+        try:
+            subject.image(path)
+            decoding.append(path)
+        except InputError:
+            broken.append(path)
+    if not decoding:
+        raise InputError(f"the folder {source} holds no image; they end in {', '.join(IMG_EXTENSIONS)}")
+    if broken:
+        print(f"left out {len(broken)} images that do not decode: {', '.join(broken[:5])}", file=sys.stderr)
+    return decoding
 
-    def count(module: torch.nn.Module, inputs: tuple, out: object) -> None:
-        nonlocal classes
-        if not isinstance(out, torch.Tensor) or out.ndim != 2:
-            raise InputError("explain needs a classifier: a network that returns logits (n, C)")
-        classes = out.shape[1]
 
-    handle = subject.model.register_forward_hook(count)
-    try:
-        for _, read in readings(subject.model, batches, sites, reading):
-            for layer, found in read.items():
-                won = found.won.any(0).cpu()
-                fired[layer] = won | fired[layer] if layer in fired else won
-    finally:
-        handle.remove()
-    return {layer: fired[layer].nonzero()[:, 0].tolist() for layer in sites}, classes
+def explained(evidence: Evidence, sources: Iterable[str]) -> Iterator[Explanation]:
+    """Explain images one by one, by the names of their files; their units carry numbers yet."""
+    for source in sources:
+        yield evidence.explain(evidence.subject.image(source), Path(source).name)
+
+
+def named_units(explanations: Iterable[Explanation]) -> dict[str, list[int]]:
+    """Layer -> units that explanations name."""
+    found: dict[str, set[int]] = {}
+    for explanation in explanations:
+        for layer, word in explanation.words():
+            found.setdefault(layer, set()).add(word.unit)
+    return {layer: sorted(units) for layer, units in found.items()}
 
 
 def labels_on_demand(
@@ -138,38 +140,6 @@ def _say_readout(subject: Subject, options: LabelOptions, known: Labels) -> None
     kind = subject.readout(options.readout).kind
     if known.identity["readout"] != kind:
         print(f"the labels were made at {known.identity['readout']}, not at {kind}", file=sys.stderr)
-
-
-def explanations(
-    subject: Subject,
-    sources: Sequence[str],
-    pictures: Sequence[Image.Image],
-    sites: Mapping[str, int],
-    reading: Readout,
-    labels: Labels | None,
-    names: Sequence[str],
-    target: str | None,
-    top: int,
-) -> Iterator[ExplainedImage]:
-    """Explain images one by one, and write the page of each."""
-    for source, picture, page in zip(sources, pictures, _pages(sources), strict=True):
-        pixels = subject.transform(picture)
-        explanation = explain(
-            subject.model,
-            pixels,
-            sites,
-            reading,
-            class_names=names,
-            labels=None if labels is None else labels.table,
-            grids=lambda n: patch_grid(subject.model, n, subject.image_size),
-            name=Path(source).name,
-            target=None if target is None else list(names).index(target),
-            top=top,
-        )
-        shown = to_pil_image(subject.denormalise(pixels))
-        (subject.folder / page).parent.mkdir(parents=True, exist_ok=True)
-        (subject.folder / page).write_text(render_input(explanation, shown), encoding="utf-8")
-        yield ExplainedImage(explanation, shown, page)
 
 
 def _pages(sources: Sequence[str]) -> list[Path]:

@@ -79,6 +79,30 @@ class LabelOptions:
 
 
 @dataclass(frozen=True)
+class EvidenceOptions:
+    """What is asked about a decision.
+
+    Args:
+        layers: glob, or list of globs, over layer names; the layers that compete where not given, or the last
+            where none does.
+        target: class to explain, by name or number; the predicted one where not given.
+        against: class to set it against ("why cat and not dog"); the mean over all classes where not given.
+        top: units of each layer that are silenced and excluded one by one, those that contribute most.
+        samples: how often the winners are drawn as well, to see how stable the decision is.
+        silence: LAYER:UNIT, or a list of them, to run the image once more without.
+        winner: LAYER:BLOCK=UNIT, or a list of them, to run the image once more with another unit winning.
+    """
+
+    layers: str | list[str] | None = None
+    target: str | None = None
+    against: str | None = None
+    top: int = 16
+    samples: int = 0
+    silence: str | list[str] | None = None
+    winner: str | list[str] | None = None
+
+
+@dataclass(frozen=True)
 class PassOptions:
     """How images are run through networks.
 

@@ -1,12 +1,15 @@
 """``report``: the page of a run."""
 
+from pathlib import Path
+
 from commands.compare import compare_runs
-from commands.explain import explanations
-from commands.options import NetworkOptions
+from commands.evidence import Evidence
+from commands.explain import explained
+from commands.options import EvidenceOptions, NetworkOptions
 from commands.subject import open_subject
 from lwta.dissect.evaluate import read_evaluation
 from lwta.dissect.labels import Labels, labels_for
-from lwta.dissect.report import LayerUnits, render_report, strip
+from lwta.dissect.report import ExplainedImage, LayerUnits, render_report, strip
 from lwta.dissect.report.comparison import summaries
 from lwta.errors import InputError
 from models.images import UNDECODABLE, IndexedImages, read_image
@@ -51,20 +54,23 @@ def report(
     judged = IndexedImages(subject.probe(split), subject.transform)
     first = [index for index in range(min(8, len(judged))) if judged[index][1] is not None]
     sources = images or [f"{split}:{index}" for index in first]
-    pictures = [subject.image(source) for source in sources]
-    sites = subject.layers(None)
-    last, reading = dict(list(sites.items())[-1:]), subject.readout(known.identity["readout"])
+    asked = Evidence(subject, EvidenceOptions(), known.identity["readout"])
     comparison, told = compare_runs([subject.run], [subject.name], split, batch_size, num_workers)
     print(told)
     made = known.options.get("probe", "validate")
     probe = IndexedImages(subject.probe(made, known.options.get("probe_args")), subject.transform)
     shown = [_layer_units(probe, name, known, units) for name in reversed(known.units)]
-    names = subject.class_names or []
-    explained = list(explanations(subject, sources, pictures, last, reading, known, names, None, 50))
+    found = [explanation.label(known.table) for explanation in explained(asked, sources)]
     page = subject.folder / "report" / "index.html"
     page.parent.mkdir(exist_ok=True)
     score = read_evaluation(subject.folder, known.identity)
-    html = render_report(subject.name, summaries(comparison)[0], score, shown, explained)
+    html = render_report(
+        subject.name,
+        summaries(comparison)[0],
+        score,
+        shown,
+        [ExplainedImage(e, Path(f"../report/{i}.html")) for i, e in enumerate(found)],
+    )
     page.write_text(html, encoding="utf-8")
     comparison.to_csv(page.with_name("summary.csv"), index=False)
     print(f"page: {page}")

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from lwta.dissect.evaluate import TruthScore
 from lwta.dissect.explanation import Explanation
-from lwta.dissect.report.page import ENVIRONMENT, embedded, enlarged
+from lwta.dissect.report.page import ENVIRONMENT, embedded
 
 _TILE = 72  # pixels of an exemplar
 _UNITS = 5  # named beside an explained image
@@ -34,10 +34,9 @@ class LayerUnits(NamedTuple):
 
 
 class ExplainedImage(NamedTuple):
-    """An explanation with the image as the network saw it, and its page relative to the run folder."""
+    """An explanation, and its page relative to the run folder."""
 
     explanation: Explanation
-    image: Image.Image
     page: Path
 
 
@@ -79,7 +78,7 @@ def render_report(
             for layer in layers
         ],
         explained=[
-            (e.explanation, embedded(enlarged(e.image)), f"../{quote(e.page.as_posix())}", _fired(e))
+            (e.explanation, embedded(e.explanation.picture), f"../{quote(e.page.as_posix())}", _fired(e))
             for e in explained
         ],
     )
@@ -88,4 +87,4 @@ def render_report(
 def _fired(explained: ExplainedImage) -> list[Any]:
     """The units that changed most in the last layer explained."""
     fired = explained.explanation.layers[-1].fired  # by contribution
-    return sorted(fired, key=lambda unit: -abs(unit.change or 0))[:_UNITS]
+    return sorted(fired, key=lambda unit: -abs(unit.silenced or 0))[:_UNITS]
