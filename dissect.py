@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from commands.api import dissect
+from commands.api import dissect, explain
 from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.explain import explain_images
@@ -18,7 +18,7 @@ from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, Pass
 from commands.report import report
 from lwta.errors import InputError
 
-__all__ = ["dissect", "main"]
+__all__ = ["dissect", "explain", "main"]
 
 _GROUPS = {
     "network": NetworkOptions,

@@ -67,10 +67,13 @@ class Evidence:
     def _class_names(self) -> list[str]:
         height, width = self.subject.image_size
         with torch.no_grad():
-            logits = self.subject.model(torch.zeros(1, 3, height, width, device=self.subject.device))
+            logits = self.subject.model.eval()(torch.zeros(1, 3, height, width, device=self.subject.device))
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             raise InputError("explain needs a classifier: a network that returns logits (n, C)")
-        return self.subject.class_names or [str(k) for k in range(logits.shape[1])]
+        names = self.subject.class_names or [str(k) for k in range(logits.shape[1])]
+        if len(names) != logits.shape[1]:
+            raise InputError(f"{len(names)} class names for a network of {logits.shape[1]} classes")
+        return names
 
     def find_class(self, asked: str | None) -> int | None:
         """The class of a name, or of a number where no class has it for a name."""
