@@ -1,6 +1,7 @@
 """What the pages of a run are made from."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,8 +9,8 @@ import pandas as pd
 from PIL import Image
 
 from lwta.dissect.evaluate import TruthScore
+from lwta.dissect.explanation import Explanation
 from lwta.dissect.portrait import ClassUnits, Histogram
-from lwta.dissect.report.index import ExplainedImage
 
 
 class Exemplar(NamedTuple):
@@ -89,6 +90,18 @@ class ClassPage(NamedTuple):
     images: int
     right: int
     layers: list[tuple[str, ClassUnits]]
+
+
+class ExplainedImage(NamedTuple):
+    """An explanation with the image as the network saw it.
+
+    Attributes:
+        page: that ``explain`` writes, relative to the run folder; a site has a page of its own.
+    """
+
+    explanation: Explanation
+    image: Image.Image
+    page: Path
 
 
 class Site(NamedTuple):
