@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -91,6 +92,23 @@ def test_a_report_that_fails_leaves_the_old_one_whole_and_nothing_beside(tmp_pat
 
     with pytest.raises(InputError, match="gone"):
         write_site(folder, site(picture=broken, run="new"))
+    assert contents(folder) == before
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_report_that_cannot_take_the_place_of_the_old_one_gives_it_back(tmp_path, monkeypatch):
+    folder, replace = tmp_path / "report", Path.replace
+    write_site(folder, site())
+    before = contents(folder)
+
+    def refuse(path, target):
+        if path.name == "report.new":
+            raise PermissionError("held open")
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(PermissionError, match="held open"):
+        write_site(folder, site(run="new"))
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
 

@@ -118,6 +118,7 @@ def many(tmp_path_factory):
 def states(many, tmp_path_factory):
     """What the table shows at each of many addresses, reached one after another."""
     asked = [f"q={quote(q)}" for q in QUERIES] + ODD
+    asked += ["page=99"]
     asked += [f"sort={c}&order={o}&page=3" for c in COLUMN for o in ("ascending", "descending")]
     does = """(async () => {
       const told = [];
@@ -206,16 +207,21 @@ def test_typing_and_clicking_a_header_show_and_leave_the_address(many, tmp_path)
     assert "<title>#q=moon&amp;sort=rate&amp;order=ascending query</title>" in html
 
 
-def test_the_last_page_is_the_last_and_its_button_keeps_the_focus(many, tmp_path):
+def test_a_page_beyond_the_last_is_the_last(many, states):
+    assert states["page=99"].rows == pairs(many[1])[200:]
+    assert states["page=99"].said == "201 to 250 of 250 units"
+
+
+@pytest.mark.parametrize(("button", "rows", "address"), [("next", 200, "#page=3"), ("previous", 0, "")])
+def test_the_first_and_last_page_end_there_and_the_button_keeps_the_focus(
+    many, tmp_path, button, rows, address
+):
     page, table = many
-    html = opened(
-        page,
-        tmp_path,
-        f"const next = document.getElementById('next'); next.focus(); {'next.click(); ' * 5}{_TELL}",
-    )
-    assert Listed(html).rows == pairs(table)[200:]
-    assert "<title>#page=3 next</title>" in html
-    assert '<button type="button" id="next" aria-disabled="true">' in html
+    does = f"const turn = document.getElementById('{button}'); turn.focus(); {'turn.click(); ' * 5}{_TELL}"
+    html = opened(page, tmp_path, does)
+    assert Listed(html).rows == pairs(table)[rows : rows + 100]
+    assert re.search(f"<title>{address} ?{button}</title>", html)
+    assert f'<button type="button" id="{button}" aria-disabled="true">' in html
 
 
 @pytest.mark.parametrize("text", NAUGHTY)
