@@ -136,7 +136,7 @@ def test_the_exemplars_of_a_unit_in_their_groups_with_values_and_maps(pages):
         "In the middle|At random", page.text.split("Where it fired hardest")[1]
     )
     assert "1.25 five.png" in hardest
-    assert f"{MINUS}0.50 six.png" in middle
+    assert f"{MINUS}0.5 six.png" in middle
     assert "1.25 five.png" in random
     found = [link for link in page.links if link.endswith(".jpg")]
     assert found == ["../../images/5.jpg", "../../images/6.jpg", "../../images/5.jpg"]
@@ -193,15 +193,17 @@ def test_a_histogram_of_nothing_has_no_bars_and_says_so():
 
 def test_the_text_of_a_histogram_tells_its_range_and_its_peak(pages):
     told = (
-        f"Values on the 4 images surveyed on which it fired: from {MINUS}1.00 to 2.00, most often between "
-        "1.00 and 2.00 (3 images)."
+        f"Values on the 4 images surveyed on which it fired: from {MINUS}1 to 2, most often between "
+        "1 and 2 (3)."
     )
     assert histogram_text(histogram()) == told
     page = pages["units/act/0.html"]
     assert ("aria-label", told) in page.attributes
     assert page.tags.count("rect") == 2
-    assert f"3 0 images {MINUS}1.00 2.00 value where it fired" in page.text
-    assert "from 1.00 to 2.00" in histogram_text(histogram((0, 0, 3)))
+    assert f"3 0 images {MINUS}1 2 value where it fired" in page.text
+    assert "from 1 to 2" in histogram_text(histogram((0, 0, 3)))
+    small = histogram_text(histogram((0, 1), (0.03, 0.0312, 0.0325)))
+    assert "on the 1 image surveyed on which it fired: from 0.0312 to 0.0325" in small
 
 
 # --- tint ----------------------------------------------------------------------------------------

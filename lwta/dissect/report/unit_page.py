@@ -112,8 +112,9 @@ def histogram_text(histogram: Histogram) -> str:
     mode = counts.index(max(counts))
     found = [place for place, count in enumerate(counts) if count]
     low, high = edges[found[0]], edges[found[-1] + 1]
+    images = f"{sum(counts):,} image{'' if sum(counts) == 1 else 's'}"
     said = (
-        f"Values on the {sum(counts):,} images surveyed on which it fired: from {low:.2f} to {high:.2f}, "
-        f"most often between {edges[mode]:.2f} and {edges[mode + 1]:.2f} ({counts[mode]:,} images)."
+        f"Values on the {images} surveyed on which it fired: from {low:.3g} to {high:.3g}, "
+        f"most often between {edges[mode]:.3g} and {edges[mode + 1]:.3g} ({counts[mode]:,})."
     )
     return said.replace("-", "\N{MINUS SIGN}")
