@@ -26,14 +26,19 @@ ENVIRONMENT.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits
 Links = Callable[[str, int], str | None]
 
 
-def render_input(explanation: Explanation, links: Links = lambda layer, unit: None) -> str:
+def render_input(
+    explanation: Explanation,
+    links: Links = lambda layer, unit: None,
+    home: tuple[str, str] | None = None,
+) -> str:
     """HTML of one explanation, a page of its own.
 
     Args:
         explanation: what to show.
         links: to the pages of units, relative to this one.
+        home: title and place of the page that leads here.
     """
-    return ENVIRONMENT.get_template("input.html.j2").render(_shown(explanation, links))
+    return ENVIRONMENT.get_template("input.html.j2").render(_shown(explanation, links), home=home)
 
 
 def render_explanation(explanation: Explanation) -> str:
@@ -50,6 +55,12 @@ def _shown(explanation: Explanation, links: Links) -> dict[str, object]:
         "small": picture is not None and picture.width < _SIDE,
         "map": lambda values: embedded(tint(values)),
     }
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """An input at the size that pages show; a small one as its pixels are, not blurred into what nobody saw."""
+    method = Image.Resampling.NEAREST if image.width < _SIDE else Image.Resampling.BICUBIC
+    return image.resize((_SIDE, _SIDE), method)
 
 
 def embedded(image: Image.Image, kind: str = "png") -> str:
