@@ -61,7 +61,10 @@ COMMANDS = {
     "fire": Command(fire, ("network",), "which units fired on each image of a set"),
     "evaluate": Command(evaluate, (), "labels against the truth"),
     "report": Command(
-        report, (), "the page of a run", ("images", "*", "image files, or SPLIT:INDEX of the run's data")
+        report,
+        ("network",),
+        "the pages of a labelled network",
+        ("images", "*", "image files, or SPLIT:INDEX of the run's data"),
     ),
     "compare": Command(
         compare,
