@@ -174,11 +174,13 @@ def draw_pareto(rows: Sequence[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} %"))
-    axes.set_xlabel(X_LABEL)
+    missing = f"\nnot in the plot, as nothing is known to fire: {', '.join(plot.left_out)}"
+    axes.set_xlabel(X_LABEL + missing * bool(plot.left_out))
     axes.set_ylabel(Y_LABEL)
     axes.set_title(plot.title)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     # Beside the axes: runs often share their active fraction, and names there would cover one another.
-    figure.legend(loc="outside right center", frameon=False)
+    if plot.points:
+        figure.legend(loc="outside right center", frameon=False)
     figure.savefig(path, format="png")
