@@ -4,12 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lwta.dissect.explanation import Explanation, FiredUnit
 from lwta.dissect.report.contents import Site
-from lwta.dissect.report.page import ENVIRONMENT, embedded
-from lwta.dissect.report.references import Reference, References, rows
-
-_UNITS = 5  # named beside an explained image
+from lwta.dissect.report.page import ENVIRONMENT
+from lwta.dissect.report.references import References, rows
 
 
 def render_network(site: Site, references: References, inputs: Sequence[str]) -> str:
@@ -29,20 +26,10 @@ def render_network(site: Site, references: References, inputs: Sequence[str]) ->
             (layer, None if math.isnan(layer.label_score) else layer.label_score) for layer in site.layers
         ],
         classes=site.classes,
-        explained=[
-            (found, found.picture and embedded(found.picture), link, _changed_most(found, references))
-            for found, link in zip(site.explained, inputs, strict=True)
-        ],
+        explained=list(zip(site.explained, inputs, strict=True)),
         units=units_data(site, references),
         count=len(site.table),
     )
-
-
-def _changed_most(explained: Explanation, references: References) -> list[tuple[FiredUnit, Reference]]:
-    """The units that changed most in the last layer explained."""
-    layer = explained.layers[-1]
-    fired = sorted(layer.measured, key=lambda unit: -abs(unit.silenced or 0))[:_UNITS]
-    return [(unit, references.unit(layer.layer, unit.unit)) for unit in fired]
 
 
 def units_data(site: Site, references: References) -> dict[str, list[Any]]:

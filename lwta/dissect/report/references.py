@@ -1,6 +1,5 @@
 """What pages call each other's units and classes, and where those pages lie."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -8,8 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from lwta.dissect.report.contents import ClassPage
-
-_LONGEST = 80  # characters of a file name; file systems allow 255 bytes
+from lwta.dissect.report.names import file_stem, numbered
 
 
 class Reference(NamedTuple):
@@ -37,7 +35,7 @@ class References:
 
     def __init__(self, table: pd.DataFrame, classes: Sequence[ClassPage]) -> None:
         layers = table["layer"].drop_duplicates().tolist()
-        self.folders: dict[str, str] = dict(zip(layers, file_names(layers), strict=True))
+        self.folders: dict[str, str] = dict(zip(layers, numbered(map(file_stem, layers)), strict=True))
         self.units: dict[tuple[str, int], Reference] = {
             (layer, unit): Reference(layer, unit, label, reason, f"units/{self.folders[layer]}/{unit}.html")
             for layer, unit, label, reason in rows(table, ["layer", "unit", "label", "reason"])
@@ -71,18 +69,3 @@ def rows(table: pd.DataFrame, columns: list[str]) -> Iterable[tuple[Any, ...]]:
     """Rows of a table as plain values, None where one is missing."""
     plain = table[columns].astype(object)
     return plain.where(plain.notna(), None).itertuples(index=False, name=None)
-
-
-def file_names(texts: Iterable[str]) -> list[str]:
-    """A file name for each text, readable, safe on any system and in any address, no two alike."""
-    taken: set[str] = set()
-    names = []
-    for text in texts:
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-")[:_LONGEST] or "unnamed"
-        name, again = plain, 1
-        while name.lower() in taken:  # some file systems do not tell A from a
-            again += 1
-            name = f"{plain}-{again}"
-        taken.add(name.lower())
-        names.append(name)
-    return names

@@ -8,9 +8,10 @@ from PIL import Image
 
 from lwta.dissect.report.class_page import render_class
 from lwta.dissect.report.contents import ClassPage, Exemplar, LayerPage, Site, UnitPage
+from lwta.dissect.report.names import file_stem, numbered
 from lwta.dissect.report.network_page import render_network
 from lwta.dissect.report.page import enlarged, render_input
-from lwta.dissect.report.references import References, file_names
+from lwta.dissect.report.references import References
 from lwta.dissect.report.unit_page import render_unit
 from lwta.dissect.store import room
 from lwta.errors import InputError
@@ -52,10 +53,12 @@ def write_site(folder: Path, site: Site) -> Path:
 
 def _write_pages(folder: Path, site: Site) -> None:
     references = References(site.table, site.classes)
-    inputs = [f"inputs/{name}.html" for name in file_names(e.image for e in site.explained)]
+    inputs = [f"inputs/{name}.html" for name in numbered(file_stem(e.image) for e in site.explained)]
     for name, explained in zip(inputs, site.explained, strict=True):
         home = (site.run, "../index.html")
-        _write(folder / name, render_input(explained, lambda *unit: _beside(references.unit(*unit).page), home))
+        _write(
+            folder / name, render_input(explained, lambda *unit: _beside(references.unit(*unit).page), home)
+        )
     around = [None, *site.classes, None]
     for place, page in enumerate(site.classes):
         text = render_class(page, site.run, references, [around[place], around[place + 2]])
