@@ -1,6 +1,7 @@
 """``report``: the page of a run."""
 
 from commands.compare import compare_runs
+from commands.exemplars import no_longer_there
 from commands.explain import explanations
 from commands.options import NetworkOptions
 from commands.subject import open_subject
@@ -83,8 +84,5 @@ def _layer_units(images: IndexedImages, layer: str, labels: Labels, most: int) -
             for unit in best["unit"].tolist()
         ]
     except (*UNDECODABLE, IndexError) as error:
-        raise InputError(
-            f"an image that units of {layer} were labelled on is no longer there or does not decode; "
-            "bring the probe images back or label the run anew"
-        ) from error
+        raise no_longer_there(layer) from error
     return LayerUnits(layer, len(rows), len(rows.dropna(subset=["label"])), best.to_dict("records"), strips)
