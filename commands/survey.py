@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -27,12 +28,14 @@ from lwta.dissect.report import ExplainedImage
 from lwta.dissect.report.site import ClassPage, Exemplar, LayerPage, Site, UnitPage
 from lwta.dissect.survey import Survey, survey
 from lwta.errors import InputError
+from lwta.layers import Firing, observe
 from models.images import UNDECODABLE, IndexedImages, read_image
 from models.run import patch_grid
 
 SAMPLE = 2000  # images surveyed, where the probe set has more
 _MOST = 5  # rivals, classes and nearest units of a unit
-_STEP = 16  # images at a time on a CPU: more would cost memory there and gain little
+_STEP = 32  # images at a time on a CPU: more would cost memory there and gain nothing
+_VALUES = 2**23, 2**27  # of all layers surveyed at once, on a CPU and on a GPU; each costs about 40 bytes
 
 
 def gather(
@@ -66,16 +69,17 @@ def gather(
     images = IndexedImages(probe.data, subject.transform)
     sites = subject.layers(list(labels.units))
     readout = subject.readout(labels.identity["readout"])
-    step = min(batch_size, _STEP) if subject.device.type == "cpu" else batch_size
-    load = partial(_load, images, batch_size=step, num_workers=num_workers)
+    most = min(batch_size, _STEP) if subject.device.type == "cpu" else batch_size
+    load = partial(_load, images, num_workers)
     listed = listed_exemplars(labels, len(images))
     count = min(sample, len(images))
     spaced = [place * len(images) // count for place in range(count)]
+    batches = load("survey", spaced, surveyed_at_once(subject, sites, most))
     # Elsewhere than in a run's own data a class is not one of the network's.
-    batches = ((i, x, k if probe.own else k.new_full(k.shape, -1)) for i, x, k in load(spaced, "survey"))
-    found = survey(subject.model, batches, sites, readout)
+    known = ((i, x, k if probe.own else k.new_full(k.shape, -1)) for i, x, k in batches)
+    found = survey(subject.model, known, sites, readout)
     shown = choose(labels, listed, found)
-    maps = _maps(subject, load, sites, readout, images_of(shown))
+    maps = _maps(subject, partial(load, batch_size=most), sites, readout, images_of(shown))
     classes = subject.class_names or [str(k) for k in range(found.classes)]
     return Site(
         run=subject.name,
@@ -84,7 +88,7 @@ def gather(
         layers=[_layer_page(layer, labels, found) for layer in sites],
         table=labels.table,
         units=_unit_pages(labels, found, shown, maps, classes, partial(_name, probe)),
-        classes=[_class_page(k, name, found) for k, name in enumerate(classes)],
+        classes=[_class_page(k, found, text) for k, text in enumerate(classes)],
         explained=list(explained),
         picture=partial(_picture, subject, probe),
     )
@@ -93,15 +97,35 @@ def gather(
 # --- images --------------------------------------------------------------------------------------
 
 
-def _load(images: IndexedImages, indices: Sequence[int], title: str, **options: Any) -> Iterator[Any]:
+def surveyed_at_once(subject: Subject, sites: Mapping[str, int], most: int) -> int:
+    """Images of a batch, at most ``most``: a pass back keeps what all layers do on all of them."""
+    values = 0
+
+    def count(name: str, firing: Firing) -> None:
+        nonlocal values
+        values += firing.values[0].numel()
+
+    with torch.no_grad(), observe(subject.model.eval(), sites, count):
+        subject.model(torch.zeros(1, 3, *subject.image_size, device=subject.device))
+    return max(1, min(most, _VALUES[subject.device.type != "cpu"] // values))
+
+
+def _load(
+    images: IndexedImages, num_workers: int, title: str, indices: Sequence[int], batch_size: int
+) -> Iterator[Any]:
     """Batches (indices, images, classes) of some of the images."""
-    loader = DataLoader(Subset(images, indices), collate_fn=images.collate_indexed, **options)
+    loader = DataLoader(
+        Subset(images, indices),
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=images.collate_indexed,
+    )
     yield from tqdm(loader, title, disable=None)
 
 
 def _maps(
     subject: Subject,
-    load: Callable[[Sequence[int], str], Iterable[Any]],
+    load: Callable[[str, Sequence[int]], Iterable[Any]],
     sites: Mapping[str, int],
     readout: Readout,
     wanted: Mapping[str, Mapping[int, Sequence[int]]],
@@ -110,7 +134,7 @@ def _maps(
     seen: set[int] = set()
 
     def batches() -> Iterator[Any]:
-        for batch in load(sorted({image for asked in wanted.values() for image in asked}), "maps"):
+        for batch in load("maps", sorted({image for asked in wanted.values() for image in asked})):
             seen.update(batch[0].tolist())
             yield batch
 
@@ -197,7 +221,7 @@ def _layer_page(layer: str, labels: Labels, found: Survey) -> LayerPage:
     )
 
 
-def _class_page(k: int, name: str, found: Survey) -> ClassPage:
+def _class_page(k: int, found: Survey, name: str) -> ClassPage:
     own = class_images(found) == k
     return ClassPage(
         index=k,

@@ -49,7 +49,8 @@ def exemplar_maps(
 
     Args:
         model: any module; put into evaluation mode.
-        batches: yields (image indices (n,), images (n, 3, H, W), ...); without the images that do not decode.
+        batches: yields (image indices (n,), images (n, 3, H, W), ...), each image once, without those that do
+            not decode.
         sites: layer name -> axis of its units.
         readout: tells the prefix tokens.
         grids: of token layers.
@@ -61,6 +62,8 @@ def exemplar_maps(
     """
     device = next(model.parameters()).device
     found: dict[tuple[str, int, int], np.ndarray] = {}
+    # Of each layer one array for all: what is kept of each batch would tear memory apart, see tally.Rows.
+    free: dict[str, np.ndarray] = {}
     batch: list[int] = []
 
     def seen(name: str, firing: Firing) -> None:
@@ -69,8 +72,12 @@ def exemplar_maps(
         maps = position_maps(firing, readout, grids) if pairs else None
         if maps is not None:
             rows, units = torch.tensor(pairs, device=maps.device).T
-            chosen = maps[rows, :, :, units].float().cpu().numpy()  # a copy: of the others nothing is kept
-            for (row, unit), values in zip(pairs, chosen, strict=True):
+            if name not in free:
+                count = sum(len(some) for some in asked.values())
+                free[name] = np.empty((count, *maps.shape[1:3]), dtype=np.float32)
+            kept, free[name] = np.split(free[name], [len(pairs)])
+            kept[:] = maps[rows, :, :, units].cpu().numpy()
+            for (row, unit), values in zip(pairs, kept, strict=True):
                 found[name, unit, batch[row]] = values
 
     model.eval()

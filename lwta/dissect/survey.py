@@ -13,10 +13,10 @@ import torch
 from captum.attr import LayerGradientXActivation
 from torch import Tensor, nn
 
-from lwta.dissect.activations import Reading, Readout, reading
+from lwta.dissect.activations import Readout, reading
+from lwta.dissect.tally import Rows, Tally
 from lwta.errors import InputError
-from lwta.functional import to_blocks
-from lwta.layers import LWTA, Firing, observe
+from lwta.layers import Firing, observe
 
 
 class LayerSurvey(NamedTuple):
@@ -83,20 +83,20 @@ def survey(
     """
     device = next(model.parameters()).device
     model.eval()
-    gathered = {name: _Gathered(model.get_submodule(name)) for name in sites}
-    seen: list[Tensor] = []  # (3, n) of each batch: index, target, predicted
+    tallies = {name: Tally(model.get_submodule(name)) for name in sites}
+    seen = Rows()  # index, target, predicted
     classes = 0
 
     def question(images: Tensor, targets: Tensor, indices: Tensor) -> Tensor:
         nonlocal classes
         logits = model(images)
         classes = _check(logits, targets)
-        seen.append(torch.stack([indices, targets.cpu(), logits.argmax(1).cpu()]))
+        seen.add(torch.stack([indices, targets.cpu(), logits.argmax(1).cpu()], 1))
         return _asked(logits, targets)
 
     modules = [model.get_submodule(name) for name in sites]
     attribution = LayerGradientXActivation(question, modules)  # type: ignore[arg-type]
-    with _frozen(model), reading(model, sites, readout) as read, _counted(model, sites, readout, gathered):
+    with _frozen(model), reading(model, sites, readout) as read, _counted(model, sites, readout, tallies):
         for indices, images, targets in batches:
             if not len(indices):
                 continue
@@ -104,12 +104,24 @@ def survey(
             asked = (targets.to(device), indices)
             found = attribution.attribute(images.to(device), additional_forward_args=asked)
             for (name, dim), contribution in zip(sites.items(), found, strict=True):
-                gathered[name].add(read[name], cast(Tensor, contribution).detach(), dim)
-    if not seen:
+                tallies[name].add(read[name], cast(Tensor, contribution).detach(), dim)
+    if not seen.blocks:
         raise InputError("no image of the probe set decodes; there is nothing to survey")
-    images, targets, predicted = torch.cat(seen, 1)
-    layers = {name: gathered.pop(name).survey() for name in sites}
-    return Survey(images, targets, predicted, layers, classes)
+    layers = {name: _layer(tallies.pop(name)) for name in sites}
+    indices, targets, predicted = seen.joined().T.contiguous()
+    return Survey(indices, targets, predicted, layers, classes)
+
+
+def _layer(tally: Tally) -> LayerSurvey:
+    competition = tally.competition
+    return LayerSurvey(
+        competitors=None if competition is None else competition.competitors,
+        values=tally.values.joined(),
+        won=tally.won.joined(),
+        contributions=tally.contributions.joined(),
+        win_rate=(tally.fired.double() / tally.places).float(),
+        rivals=None if competition is None else tally.rivals,
+    )
 
 
 def _check(logits: Tensor, targets: Tensor) -> int:
@@ -144,71 +156,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-class _Gathered:
-    """What is known so far of one layer."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.competition = module.competition if isinstance(module, LWTA) else None
-        self.values: list[Tensor] = []
-        self.won: list[Tensor] = []
-        self.contributions: list[Tensor] = []
-        self.fired = self.rivals = torch.zeros((), dtype=torch.long)
-        self.places = 0
-
-    def count(self, firing: Firing, readout: Readout) -> None:
-        """Add what happened at the positions read."""
-        fired = readout.positions(firing.fired, firing.dim)  # (n, T, D)
-        self.fired = self.fired + fired.sum((0, 1)).cpu()
-        self.places += fired.shape[0] * fired.shape[1]
-        if self.competition is not None:
-            u, beta = self.competition.competitors, self.competition.beta
-            self.rivals = self.rivals + count_rivals(firing, readout, u, beta).cpu()
-
-    def add(self, read: Reading, contribution: Tensor, dim: int) -> None:
-        """Add what was read, and the contribution of every unit at every position."""
-        axis = dim if self.competition is None else self.competition.dim
-        summed = contribution.movedim(axis, 1).flatten(2).sum(2) if contribution.ndim > 2 else contribution
-        self.values.append(read.values.float().cpu())
-        self.won.append(read.won.cpu())
-        self.contributions.append(summed.float().cpu())
-
-    def survey(self) -> LayerSurvey:
-        return LayerSurvey(
-            competitors=None if self.competition is None else self.competition.competitors,
-            values=torch.cat(self.values),
-            won=torch.cat(self.won),
-            contributions=torch.cat(self.contributions),
-            win_rate=(self.fired.double() / self.places).float(),
-            rivals=None if self.competition is None else self.rivals,
-        )
-
-
-def count_rivals(firing: Firing, readout: Readout, competitors: int, beta: float) -> Tensor:
-    """How often each unit of a block came second to each, int64 (D, U), over the positions read.
-
-    Args:
-        firing: a call of a competing layer.
-        competitors: U.
-        beta: logit scale of the competition.
-    """
-    assert firing.inputs is not None
-    assert firing.winner is not None
-    logits = beta * to_blocks(readout.positions(firing.inputs, firing.dim), competitors, 2)  # (n, T, B, U)
-    winner = readout.positions(firing.winner, firing.dim)  # (n, T, B)
-    second = logits.scatter_(3, winner[..., None], -torch.inf).argmax(3)
-    blocks = logits.shape[2]
-    units = winner + competitors * torch.arange(blocks, device=winner.device)
-    pairs = (units * competitors + second).flatten()
-    return pairs.bincount(minlength=blocks * competitors**2).view(-1, competitors)
-
-
 @contextmanager
 def _counted(
-    model: nn.Module, sites: Mapping[str, int], readout: Readout, gathered: Mapping[str, _Gathered]
+    model: nn.Module, sites: Mapping[str, int], readout: Readout, tallies: Mapping[str, Tally]
 ) -> Iterator[None]:
-    @torch.no_grad()
     def seen(name: str, firing: Firing) -> None:
-        gathered[name].count(firing, readout)
+        tallies[name].count(firing, readout)
 
     with observe(model, sites, seen):
         yield
