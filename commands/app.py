@@ -18,7 +18,19 @@ from lwta.errors import InputError
 if TYPE_CHECKING:
     import gradio as gr
 
-_DRAWS = [0, 10, 50, 200]
+_DRAWS = [("none", 0), ("10", 10), ("50", 50), ("200", 200)]
+_STYLE = """
+.lwta.lwta { background: none; }
+.lwta :is(h1, h2, h3) { font-weight: 600; }
+.lwta p { margin: .5rem 0; }
+.lwta article { margin-top: 2rem; }
+.lwta .unit { flex-wrap: wrap; } /* beside the question there is less room for it than in a page */
+.lwta .unit > div:last-child { flex: 1 1 12rem; }
+@media (max-width: 480px) { .main.app { padding: .75rem !important; } }
+#examples .grid-wrap { min-height: 0 !important; height: auto !important; }
+#examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+#examples .caption-label { display: none; } /* their names are the images' alternative texts */
+"""
 _HINT = "Drop an image or take an example: the class, the units that fired and what each changed stand here."
 
 
@@ -102,6 +114,7 @@ def serve(page: "gr.Blocks", host: str, port: int, max_mb: int) -> str:
         server_port=port,
         max_file_size=f"{max_mb}mb",
         theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
+        css=_STYLE,
         share=False,
         run_history=False,  # would keep uploads in the browser
         enable_monitoring=False,
@@ -133,17 +146,17 @@ def build(answers: Answers, examples: Sequence[tuple[Image.Image, str]] = ()) ->
                     list(examples),
                     label="Examples",
                     columns=3,
-                    height="auto",
+                    elem_id="examples",
                     allow_preview=False,
                     buttons=[],
                     visible=bool(examples),
                 )
                 question = _question(answers)
             with gr.Column(scale=3, min_width=320):
-                decision = gr.HTML(_SHOWN.told(_HINT))
+                decision = gr.HTML(_SHOWN.told(_HINT), apply_default_css=False)
                 units = gr.CheckboxGroup([], label="Silence units", visible=False)
                 restore = gr.Button("Restore all units", size="sm", visible=False)
-                evidence = gr.HTML()
+                evidence = gr.HTML(apply_default_css=False)
         answer, silence = _handlers(answers)
         outputs = [decision, units, restore, evidence]
 
@@ -162,8 +175,8 @@ def build(answers: Answers, examples: Sequence[tuple[Image.Image, str]] = ()) ->
         ]
         for event in chosen:
             event.then(answer, [source, *question], outputs, api_visibility="private")
-        for choice in question:
-            choice.input(answer, [source, *question], outputs, **asked)
+        for choice in question:  # input comes at each loss of focus, too
+            choice.change(answer, [source, *question], outputs, **asked)
         restore.click(answer, [source, *question], outputs, **asked)
         units.input(silence, [source, units, *question], [decision, evidence], **asked)
     return page
@@ -214,4 +227,4 @@ def _rendered(found: Explanation, silenced: Sequence[int]) -> tuple[str, str]:
     """HTML of the decision, and of the evidence for it."""
     layer = found.layers[0]
     predicted = [unit.silenced for unit in layer.measured if unit.unit in silenced]
-    return _SHOWN.decision(found, predicted), _SHOWN.fired(layer, silenced) + render_explanation(found)
+    return _SHOWN.decision(found, predicted), str(_SHOWN.fired(layer, silenced)) + render_explanation(found)
