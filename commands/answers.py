@@ -56,7 +56,7 @@ class Answers:
         """Evidence for one decision.
 
         Args:
-            source: an uploaded file, or ``SPLIT:INDEX``.
+            source: absolute path of an upload, or ``SPLIT:INDEX``.
             silenced: units of the layer that the image is run once more without.
 
         Raises:
@@ -70,7 +70,7 @@ class Answers:
             silence=[f"{layer}:{unit}" for unit in silenced],
         )
         with self._lock:
-            picture = read_upload(source) if Path(source).is_file() else self.subject.image(source)
+            picture = read_upload(source) if Path(source).is_absolute() else self.subject.image(source)
             found = Evidence(self.subject, options).explain(picture, Path(source).name)
         return found if self.labels is None else found.label(self.labels.table)
 
@@ -79,7 +79,7 @@ def read_upload(path: str) -> Image.Image:
     """An uploaded image as RGB, its pixels as :func:`models.run.open_image` reads them from a file.
 
     Raises:
-        InputError: where it does not decode or has too many pixels, before they are decoded.
+        InputError: where it is gone, does not decode, or has too many pixels, before they are decoded.
     """
     name = Path(path).name
     try:
@@ -89,6 +89,8 @@ def read_upload(path: str) -> Image.Image:
             size = f"{image.width} x {image.height} pixels"
     except Image.DecompressionBombError:
         size = "far too many pixels"
+    except FileNotFoundError:  # uploads are kept for an hour
+        raise InputError(f"{name} is no longer here; upload it again") from None
     except UNDECODABLE:
         kinds = ", ".join(_FORMATS)
         raise InputError(f"{name} does not decode as an image; give one of {kinds}") from None
@@ -101,7 +103,8 @@ def example_images(subject: Subject, count: int) -> list[tuple[Image.Image, str]
         return []
     try:
         images = len(subject.probe("test"))  # type: ignore[arg-type]
-        names = [f"test:{i * images // count}" for i in range(min(count, images))]
+        shown = min(count, images)
+        names = [f"test:{i * images // shown}" for i in range(shown)]
         return [(subject.image(name), name) for name in names]
     except (InputError, TypeError) as error:
         print(f"no examples: {error}", file=sys.stderr)

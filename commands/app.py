@@ -19,18 +19,6 @@ if TYPE_CHECKING:
     import gradio as gr
 
 _DRAWS = [("none", 0), ("10", 10), ("50", 50), ("200", 200)]
-_STYLE = """
-.lwta.lwta { background: none; }
-.lwta :is(h1, h2, h3) { font-weight: 600; }
-.lwta p { margin: .5rem 0; }
-.lwta article { margin-top: 2rem; }
-.lwta .unit { flex-wrap: wrap; } /* beside the question there is less room for it than in a page */
-.lwta .unit > div:last-child { flex: 1 1 12rem; }
-@media (max-width: 480px) { .main.app { padding: .75rem !important; } }
-#examples .grid-wrap { min-height: 0 !important; height: auto !important; }
-#examples .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-#examples .caption-label { display: none; } /* their names are the images' alternative texts */
-"""
 _HINT = "Drop an image or take an example: the class, the units that fired and what each changed stand here."
 
 
@@ -114,7 +102,6 @@ def serve(page: "gr.Blocks", host: str, port: int, max_mb: int) -> str:
         server_port=port,
         max_file_size=f"{max_mb}mb",
         theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
-        css=_STYLE,
         share=False,
         run_history=False,  # would keep uploads in the browser
         enable_monitoring=False,
@@ -137,20 +124,11 @@ def build(answers: Answers, examples: Sequence[tuple[Image.Image, str]] = ()) ->
     """
     import gradio as gr
 
+    # Every ten minutes uploads older than an hour are deleted, and all of them at the end.
     with gr.Blocks(title=answers.subject.name, analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        source = gr.State()
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
-                upload = gr.File(label="Image", file_types=["image"], height=140)
-                gallery = gr.Gallery(
-                    list(examples),
-                    label="Examples",
-                    columns=3,
-                    elem_id="examples",
-                    allow_preview=False,
-                    buttons=[],
-                    visible=bool(examples),
-                )
+                source, chosen = _image(examples)
                 question = _question(answers)
             with gr.Column(scale=3, min_width=320):
                 decision = gr.HTML(_SHOWN.told(_HINT), apply_default_css=False)
@@ -158,28 +136,47 @@ def build(answers: Answers, examples: Sequence[tuple[Image.Image, str]] = ()) ->
                 restore = gr.Button("Restore all units", size="sm", visible=False)
                 evidence = gr.HTML(apply_default_css=False)
         answer, silence = _handlers(answers)
-        outputs = [decision, units, restore, evidence]
-
-        def pick(event: gr.SelectData) -> tuple[str, None]:
-            return examples[event.index][1], None
-
+        asked, outputs = [source, *question], [decision, units, restore, evidence]
+        in_turn: Any = {"concurrency_id": "network", "api_visibility": "private"}
         # Of what is asked while an answer is under way the last is answered, so that none is left behind.
-        quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
-        asked: Any = {"trigger_mode": "always_last", "api_visibility": "private"}
-        chosen = [
-            upload.upload(
-                lambda path: (path, gr.Gallery(selected_index=None)), upload, [source, gallery], **quiet
-            ),
-            upload.clear(lambda: None, None, source, **quiet),
-            gallery.select(pick, None, [source, upload], **quiet),
-        ]
+        last: Any = {"trigger_mode": "always_last"} | in_turn
         for event in chosen:
-            event.then(answer, [source, *question], outputs, api_visibility="private")
-        for choice in question:  # input comes at each loss of focus, too
-            choice.change(answer, [source, *question], outputs, **asked)
-        restore.click(answer, [source, *question], outputs, **asked)
-        units.input(silence, [source, units, *question], [decision, evidence], **asked)
+            event.then(answer, asked, outputs, **in_turn)
+        for choice in question:  # its input comes at each loss of focus, too
+            choice.change(answer, asked, outputs, **last)
+        restore.click(answer, asked, outputs, **last)
+        units.input(silence, [source, units, *question], [decision, evidence], **last)
     return page
+
+
+def _image(examples: Sequence[tuple[Image.Image, str]]) -> tuple["gr.State", list[Any]]:
+    """The image chosen, a file or ``SPLIT:INDEX``, and the events that it changes in."""
+    import gradio as gr
+
+    source = gr.State()
+    upload = gr.File(label="Image", file_types=["image"], height=140)
+    gallery = gr.Gallery(
+        list(examples),
+        label="Examples",
+        columns=3,
+        elem_id="examples",
+        allow_preview=False,
+        buttons=[],
+        visible=bool(examples),
+    )
+
+    def take(path: str) -> tuple:
+        return path, gr.Gallery(selected_index=None)
+
+    def pick(event: gr.SelectData) -> tuple:
+        return examples[event.index][1], None
+
+    quiet: Any = {"show_progress": "hidden", "api_visibility": "private"}
+    return source, [
+        upload.upload(take, upload, [source, gallery], **quiet),
+        upload.clear(lambda: None, None, source, **quiet),
+        gallery.select(pick, None, [source, upload], **quiet),
+    ]
 
 
 def _question(answers: Answers) -> "list[gr.Dropdown]":

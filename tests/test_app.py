@@ -131,6 +131,7 @@ def test_an_upload_is_named_its_units_are_listed_and_silencing_moves_the_score_a
         rows = page.get_by_role("region", name="units that fired").get_by_role("row").all_inner_texts()[1:]
         assert [row.split("\t")[0] for row in rows] == [str(unit.unit) for unit in units]
         assert [row.split("\t")[1] for row in rows] == [unit.label or unit.reason for unit in units]
+        assert page.get_by_alt_text("the input as the network saw it").is_visible()
         before = shown(page).score
         assert before == pytest.approx(independent_score(answers, picture, target, []), abs=6e-4)
 
@@ -314,6 +315,11 @@ def test_formats_that_other_programs_would_read_are_refused(tmp_path, kind):
     Image.new("RGB", (9, 7)).save(tmp_path / "page.png", kind)
     with pytest.raises(InputError, match="page.png does not decode as an image; give one of PNG"):
         read_upload(str(tmp_path / "page.png"))
+
+
+def test_an_upload_that_is_gone_is_asked_for_again(answers, tmp_path):
+    with pytest.raises(InputError, match="^photo.png is no longer here; upload it again$"):
+        answers.explain(str(tmp_path / "photo.png"), LAYER)
 
 
 def test_two_users_at_once_get_what_each_would_alone(answers, picture):
