@@ -5,13 +5,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OWN = ("file", "data", "blob", "about")
@@ -38,10 +38,10 @@ def opened(
     url: str,
     width: int = 1280,
     height: int = 900,
-    scheme: str = "light",
-    **context: object,
+    scheme: Any = "light",
+    **context: Any,
 ) -> "Iterator[Page]":
-    """A page; closing it fails where the console had an error or a warning, or another host was asked.
+    """A page; closing it fails where the console had an error, a dialog came up, or another host was asked.
 
     Args:
         url: ``http`` of the app's own address, or ``file``.
@@ -53,9 +53,14 @@ def opened(
     page = session.new_page()
     told: list[str] = []
     asked: list[str] = []
+
+    def dismiss(dialog: "Dialog") -> None:
+        told.append(f"dialog: {dialog.message}")
+        dialog.dismiss()
+
     page.on("console", lambda message: told.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("dialog", lambda dialog: (told.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("dialog", dismiss)
     page.on("request", lambda request: asked.append(request.url))
     page.on("websocket", lambda socket: asked.append(socket.url))
     try:
@@ -63,9 +68,10 @@ def opened(
         yield page
     finally:
         session.close()
-    assert told == []
+    assert not told, told
     own = urlsplit(url).netloc
-    assert [one for one in asked if urlsplit(one).scheme not in _OWN and urlsplit(one).netloc != own] == []
+    foreign = [one for one in asked if urlsplit(one).scheme not in _OWN and urlsplit(one).netloc != own]
+    assert not foreign, f"asked of others: {foreign}"
 
 
 def keep_screenshot(page: "Page", name: str) -> Path:
