@@ -156,16 +156,14 @@ def compete(
         barred: units that do not take part.
         forced: block -> unit that wins whatever happens.
     """
-    values, fired = torch.zeros_like(h), np.zeros(h.shape, dtype=bool)
-    for t in range(h.shape[0]):
-        for block in range(h.shape[1] // competitors):
+    fired = np.zeros(h.shape, dtype=bool)
+    for t, position in enumerate(h.tolist()):
+        for block in range(len(position) // competitors):
             units = [block * competitors + u for u in range(competitors)]
             taking_part = [unit for unit in units if unit not in barred]
-            winner = max(taking_part, key=lambda unit, t=t: h[t, unit].item())
-            winner = (forced or {}).get(block, winner)
-            values[t, winner] = h[t, winner]
-            fired[t, winner] = True
-    return values, fired
+            winner = max(taking_part, key=lambda unit, position=position: position[unit])
+            fired[t, (forced or {}).get(block, winner)] = True
+    return torch.where(torch.from_numpy(fired), h, 0), fired
 
 
 def competing(competitors: int, barred: tuple[int, ...] = (), forced: Mapping[int, int] | None = None):
