@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from commands.api import dissect
+from commands.api import dissect, explain
 from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.explain import explain_images
@@ -18,7 +18,7 @@ from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, Pass
 from commands.report import report
 from lwta.errors import InputError
 
-__all__ = ["dissect", "main"]
+__all__ = ["dissect", "explain", "main"]
 
 _GROUPS = {
     "network": NetworkOptions,
@@ -36,12 +36,14 @@ class Command(NamedTuple):
         groups: those it takes.
         told: one line on it.
         positional: name, count and help of what it takes without a name.
+        listed: name and help of an option that takes several words.
     """
 
     function: Callable[..., None]
     groups: tuple[str, ...]
     told: str
     positional: tuple[str, str | None, str] | None = None
+    listed: tuple[str, str] | None = None
 
 
 COMMANDS = {
@@ -61,13 +63,21 @@ COMMANDS = {
     "fire": Command(fire, ("network",), "which units fired on each image of a set"),
     "evaluate": Command(evaluate, (), "labels against the truth"),
     "report": Command(
-        report, (), "the page of a run", ("images", "*", "image files, or SPLIT:INDEX of the run's data")
+        report,
+        ("network",),
+        "the pages of a labelled network",
+        ("images", "*", "image files, or SPLIT:INDEX of the run's data"),
     ),
     "compare": Command(
         compare,
         (),
         "runs side by side",
         ("runs", "+", "run folders; the others are tested against the first"),
+        (
+            "images",
+            "explained by every network: image files, folders, or SPLIT:INDEX of the runs' data; "
+            "the first four of the split where not given",
+        ),
     ),
 }
 
@@ -80,9 +90,13 @@ def _parser() -> ArgumentParser:
         own.add_argument("--config", action="config", help="YAML file with any of the options below")
         skip: set[str | int] = {"json", *command.groups}
         if command.positional:
-            listed, count, told = command.positional
-            own.add_argument(listed, help=told, nargs=count)
-            skip.add(listed)
+            first, count, told = command.positional
+            own.add_argument(first, help=told, nargs=count)
+            skip.add(first)
+        if command.listed:
+            several, told = command.listed
+            own.add_argument(f"--{several}", help=told, nargs="+", default=[], type=str)
+            skip.add(several)
         for group in command.groups:
             own.add_class_arguments(_GROUPS[group], nested_key=None, skip={"force"})
         if "run" in command.groups:

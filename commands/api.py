@@ -1,6 +1,7 @@
-"""``dissect``: the commands' words from Python."""
+"""``dissect`` and ``explain``: what the commands find out, from Python."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from commands.options import LabelOptions, NetworkOptions, PassOptions
+from commands.evidence import Evidence
+from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import Subject, open_subject, subject_of
-from lwta.dissect.labels import Labels
+from lwta.dissect.explanation import Explanation
+from lwta.dissect.labels import Labels, labels_for
 from lwta.errors import InputError
 
 
@@ -60,25 +63,84 @@ def dissect(
     data = None if probe is None or isinstance(probe, str | Path) else probe
     if data is not None:
         check_images(data)
-    if isinstance(model, nn.Module) and weights is not None:
-        raise InputError("weights are of a model named by text; load them into the module yourself")
-    if not isinstance(model, nn.Module) and transform is not None:
-        raise InputError(f"{model} has a transform of its own; leave transform away, or give a module")
-    modes = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
-    if isinstance(model, nn.Module):
-        place = next(model.parameters()).device if device == "auto" else torch.device(device)
-        subject: Subject = subject_of(model.to(place), transform, image_size)
-    else:
-        run, name = (str(model), None) if Path(model).is_dir() else (None, str(model))
-        subject = open_subject(
-            NetworkOptions(run=run, model=name, weights=weights, image_size=image_size, device=device)
-        )
     asked = LabelOptions(
         probe=str(probe) if probe and data is None else None, concepts=concepts, clip=clip, **options
     )
     images = PassOptions(batch_size=batch_size, num_workers=num_workers, cache=cache, force=force)
-    try:
+    with _opened(model, transform, image_size, weights, device) as subject:
         return Question(subject, asked, images, data=data).label(subject.layers(layers))
+
+
+def explain(
+    model: nn.Module | str | Path,
+    image: Image.Image | str | Path,
+    *,
+    labels: Labels | None = None,
+    readout: str | None = None,
+    class_names: Sequence[str] | None = None,
+    transform: Callable[[Image.Image], Tensor] | None = None,
+    image_size: int | None = None,
+    weights: str | None = None,
+    device: str = "auto",
+    **question: Any,
+) -> Explanation:
+    """Explain the decision on one image; nothing is written, and a module keeps its mode.
+
+    Args:
+        model: as for :func:`dissect`, a classifier.
+        image: a picture, its file, or ``SPLIT:INDEX`` of a run's data.
+        labels: of :func:`dissect`; those in the folder of a run where not given. Units they do not tell carry
+            numbers only.
+        readout: cls, mean, max or patches; what the network's head reads where not given.
+        class_names: C names, of a module.
+        transform, image_size, weights: as for :func:`dissect`.
+        question: :class:`commands.options.EvidenceOptions`: layers, target, against, top, samples, silence,
+            winner.
+
+    Returns:
+        The evidence; in a notebook it shows itself, ``print(found.table())`` shows it elsewhere.
+
+    Raises:
+        InputError: for whatever the command would refuse.
+
+    >>> found = explain("runs/quickstart", "test:0", target="circle", against="square")  # doctest: +SKIP
+    >>> [(unit.unit, unit.label, unit.silenced) for unit in found.layers[-1].fired]  # doctest: +SKIP
+    """
+    with _opened(model, transform, image_size, weights, device) as subject:
+        if class_names is not None:
+            subject = subject._replace(class_names=list(class_names))
+        evidence = Evidence(subject, EvidenceOptions(**question), readout)
+        picture = image.convert("RGB") if isinstance(image, Image.Image) else subject.image(str(image))
+        name = "image" if isinstance(image, Image.Image) else Path(image).name
+        found = evidence.explain(picture, name)
+        if labels is None and subject.run is not None:
+            labels = labels_for(subject.folder, subject.run.weights)
+    return found if labels is None else found.label(labels.table)
+
+
+@contextmanager
+def _opened(
+    model: nn.Module | str | Path,
+    transform: Callable[[Image.Image], Tensor] | None,
+    image_size: int | None,
+    weights: str | None,
+    device: str,
+) -> Iterator[Subject]:
+    """The network that somebody has or names; a module gets its mode back."""
+    if isinstance(model, nn.Module) and weights is not None:
+        raise InputError("weights are of a model named by text; load them into the module yourself")
+    if not isinstance(model, nn.Module) and transform is not None:
+        raise InputError(f"{model} has a transform of its own; leave transform away, or give a module")
+    if not isinstance(model, nn.Module):
+        run, name = (str(model), None) if Path(model).is_dir() else (None, str(model))
+        yield open_subject(
+            NetworkOptions(run=run, model=name, weights=weights, image_size=image_size, device=device)
+        )
+        return
+    modes = {module: module.training for module in model.modules()}
+    place = next(model.parameters()).device if device == "auto" else torch.device(device)
+    try:
+        yield subject_of(model.to(place), transform, image_size)
     finally:
         for module, training in modes.items():
             module.training = training

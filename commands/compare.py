@@ -1,25 +1,33 @@
 """``compare``: runs side by side."""
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
+from commands.options import NetworkOptions
+from commands.side_by_side import SideBySide
+from commands.subject import open_subject
+from lwta.dissect.report import write_comparison_page
 from lwta.dissect.report.comparison import (
     comparison_frame,
     comparison_text,
     label_quality,
     output_folder,
+    sentences,
     write_comparison,
 )
 from lwta.errors import InputError
 from models.compare import describe, judge_all, run_names, split_images
 from models.images import image_name
-from models.run import Run, load_run
+from models.run import Run
 from models.speed import images_per_second
 
 
 def compare(
     runs: list[str],
+    images: Sequence[str] = (),
     split: str = "test",
     root: str | None = None,
     batch_size: int = 128,
@@ -29,11 +37,14 @@ def compare(
 ) -> None:
     """Compare labelled runs on the same images: accuracy, active units, speed, labels.
 
-    Prints a table and writes comparison.csv and comparison.png.
+    Prints a table and writes comparison.csv, comparison.png, and a page, index.html, which also shows the
+    same images through every network.
 
     Args:
         runs: folders made by train.py fit and labelled by dissect.py label; the others are tested
             against the first.
+        images: explained by every network: image files, folders of them, or SPLIT:INDEX of the runs' data;
+            the first four of the split where not given.
         split: of the runs' data: train, validate, test, or any split by its name.
         root: data folder of all runs, where it has moved since training.
         batch_size: images per pass, also when speed is measured.
@@ -44,17 +55,30 @@ def compare(
     if batch_size < 1 or num_workers < 0:
         raise InputError("batch_size is at least 1 and num_workers at least 0")
     names, folder = run_names(runs), output_folder(out, runs[0])
-    opened = [load_run(run, root, device) for run in runs]
-    comparison, told = compare_runs(opened, names, split, batch_size, num_workers)
+    subjects = [open_subject(NetworkOptions(run=run, root=root, device=device)) for run in runs]
+    opened = [(subject, subject.run) for subject in subjects if subject.run]
+    shown = SideBySide(opened, images, split)
+    comparison, identities = _compared([run for _, run in opened], names, split, batch_size, num_workers)
     paths = write_comparison(folder, comparison)
-    print(told)
-    print(f"wrote {paths[0]} and {paths[1].name}")
+    page = write_comparison_page(
+        folder, comparison, sentences(comparison, identities), list(shown.explained())
+    )
+    print(comparison_text(comparison, identities))
+    print(f"wrote {paths[0]}, {paths[1].name} and {page.name}")
 
 
 def compare_runs(
     opened: list[Run], names: list[str], split: str, batch_size: int, num_workers: int
 ) -> tuple[pd.DataFrame, str]:
     """The comparison of runs, and what it says."""
+    comparison, identities = _compared(opened, names, split, batch_size, num_workers)
+    return comparison, comparison_text(comparison, identities)
+
+
+def _compared(
+    opened: list[Run], names: list[str], split: str, batch_size: int, num_workers: int
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """The comparison of runs, and what the labels of each were made from."""
     labels = [label_quality(run.folder, run.weights) for run in opened]
     images = [split_images(run, split) for run in opened]
     judged = judge_all(opened, images, batch_size, num_workers)
@@ -67,4 +91,4 @@ def compare_runs(
         {"run": name, "split": split} | describe(run, seen, judged[0]) | speed | quality
         for name, run, seen, speed, (quality, _) in zip(names, opened, judged, speeds, labels, strict=True)
     )
-    return comparison, comparison_text(comparison, [identity for _, identity in labels])
+    return comparison, [identity for _, identity in labels]

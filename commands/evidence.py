@@ -67,9 +67,12 @@ class Evidence:
     def _class_names(self) -> list[str]:
         height, width = self.subject.image_size
         with torch.no_grad():
-            logits = self.subject.model(torch.zeros(1, 3, height, width, device=self.subject.device))
+            logits = self.subject.model.eval()(torch.zeros(1, 3, height, width, device=self.subject.device))
         check_logits(logits)
-        return self.subject.class_names or [str(k) for k in range(logits.shape[1])]
+        names = self.subject.class_names or [str(k) for k in range(logits.shape[1])]
+        if len(names) != logits.shape[1]:
+            raise InputError(f"{len(names)} class names for a network of {logits.shape[1]} classes")
+        return names
 
     def find_class(self, asked: str | None) -> int | None:
         """The class of a name, or of a number where no class has it for a name."""

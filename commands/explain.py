@@ -14,9 +14,12 @@ from commands.question import Question
 from commands.subject import Subject, open_subject
 from lwta.dissect.explanation import Explanation
 from lwta.dissect.labels import Labels, labels_for, read_labels
-from lwta.dissect.report import render_input
+from lwta.dissect.report import render_gallery, render_input
+from lwta.dissect.report.names import numbered
 from lwta.dissect.store import write_whole
 from lwta.errors import InputError
+
+_GALLERY = Path("explanations") / "index.html"
 
 
 def explain_images(
@@ -29,8 +32,9 @@ def explain_images(
 ) -> None:
     """Say which units fired on each image and what each changed in the decision.
 
-    Prints a table for each image and writes a page for it. Units that fired and have no label yet are
-    labelled, as label does, and the answer is kept beside the others.
+    Prints a table for each image and writes a page for it, and for several images or a folder a gallery that
+    leads to them. Units that fired and have no label yet are labelled, as label does, and the answer is kept
+    beside the others.
 
     Args:
         images: image files, folders of them, or SPLIT:INDEX of the run's data, such as test:12.
@@ -40,25 +44,32 @@ def explain_images(
     for source in images:
         if not Path(source).is_dir():
             subject.image(source)  # all that was named, before any work
-    sources = [source for asked in images for source in _expanded(subject, asked)]
+    sources = [source for asked in images for source in expanded(subject, asked)]
     asked = Evidence(subject, evidence, labels.readout)
     found = list(explained(asked, sources))
     known = labels_on_demand(subject, labels, run, asked.sites, named_units(found))
-    for explanation, page in zip(found, _pages(sources), strict=True):
+    pages = _pages(sources)
+    for explanation, page in zip(found, pages, strict=True):
         if known is not None:
             explanation.label(known.table)
-        path = subject.folder / page
-        path.parent.mkdir(parents=True, exist_ok=True)
-        html = render_input(explanation)
-        write_whole(path, lambda part, html=html: part.write_text(html, encoding="utf-8"))
+        _write_page(subject.folder / page, render_input(explanation))
         if not json:
             print(explanation.table())
-        print(f"page: {path}", file=sys.stderr)
+        print(f"page: {subject.folder / page}", file=sys.stderr)
+    if len(sources) > 1 or sources != images:
+        gallery = subject.folder / _GALLERY
+        shown = [(explanation, page.name) for explanation, page in zip(found, pages, strict=True)]
+        _write_page(gallery, render_gallery(subject.name, shown))
+        print(f"gallery: {gallery}", file=sys.stderr)
     if json:
         print(dumps([explanation.to_dict() for explanation in found], indent=1))
 
 
-def _expanded(subject: Subject, source: str) -> list[str]:
+def _write_page(path: Path, html: str) -> None:
+    write_whole(path, lambda part: part.write_text(html, encoding="utf-8"))
+
+
+def expanded(subject: Subject, source: str) -> list[str]:
     """A folder as the images in it that decode, at any depth."""
     if not Path(source).is_dir():
         return [source]
@@ -146,12 +157,9 @@ def _say_readout(subject: Subject, options: LabelOptions, known: Labels) -> None
 
 def _pages(sources: Sequence[str]) -> list[Path]:
     """A page for each image in the folder, named after it; images of the same name are numbered."""
-    pages: list[Path] = []
-    for source in sources:
-        stem = Path(source).stem if Path(source).exists() else Path(source.replace(":", "-")).name
-        page, again = Path("explanations") / f"{stem}.html", 1
-        while page in pages:
-            again += 1
-            page = page.with_name(f"{stem}-{again}.html")
-        pages.append(page)
-    return pages
+    stems = [
+        Path(source).stem if Path(source).exists() else Path(source.replace(":", "-")).name
+        for source in sources
+    ]
+    # One called index would be the gallery's.
+    return [_GALLERY.with_name(f"{stem}.html") for stem in numbered(stems, [_GALLERY.stem])]

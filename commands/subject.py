@@ -20,7 +20,7 @@ from models.data import Transform
 from models.images import UNDECODABLE, IndexedImages, read_image
 from models.layers import find_layers
 from models.network import Network, load_network, wrap_network
-from models.probes import open_probe
+from models.probes import open_probe, split_part, take_part
 from models.run import Run, class_names, head_readout, load_run, open_image, patch_grid
 from models.weights import code_hash
 
@@ -120,6 +120,10 @@ class Subject(NamedTuple):
     def probe(self, spec: str, args: dict[str, Any] | None = None) -> Dataset:
         """Images by a split of the run's data, or by anything that :func:`models.probes.open_probe` reads."""
         if self.run and self.is_split(spec):
+            name, part = split_part(spec)
+            split = self.run.data.splits.get(name, name)
+            if part and not split.startswith(name):  # validate[:100] of a stage that has no split of its name
+                return take_part(self.run.data.dataset(name), spec, part)
             return self.run.data.dataset(spec)
         return open_probe(spec, self.image_size[0], args)
 

@@ -52,8 +52,7 @@ def open_probe(spec: str, size: int = 224, args: dict[str, Any] | None = None) -
             return Shapes(spec.partition(":")[2] or "validation", **options)
         except TypeError as error:
             raise InputError(f"the arguments {args} do not fit shapes ({error})") from error
-    part = None if Path(spec).exists() else re.fullmatch(r"(.+)\[(\d*):(\d*)\]", spec)
-    whole = part[1] if part else spec
+    whole, wanted = (spec, None) if Path(spec).exists() else split_part(spec)
     try:
         data = _open(whole, args)
     except _ERRORS as error:
@@ -63,12 +62,29 @@ def open_probe(spec: str, size: int = 224, args: dict[str, Any] | None = None) -
         raise InputError(
             f"cannot read images from {whole} ({reason}); check the name and its files"
         ) from error
+    return take_part(data, spec, wanted or slice(None))
+
+
+def split_part(spec: str) -> tuple[str, slice | None]:
+    """What a spec names, and the part of it that ``[a:b]`` at its end takes.
+
+    >>> split_part("photos[:2000]"), split_part("photos")
+    (('photos', slice(0, 2000, None)), ('photos', None))
+    """
+    found = re.fullmatch(r"(.+)\[(\d*):(\d*)\]", spec)
+    if not found:
+        return spec, None
+    name, start, stop = found.groups()
+    return name, slice(int(start or 0), int(stop) if stop else None)
+
+
+def take_part(data: Dataset, spec: str, wanted: slice) -> Dataset:
+    """A part of a dataset; InputError where it holds no image."""
     total = len(data)  # type: ignore[arg-type]
-    start, stop = part.group(2, 3) if part else ("", "")
-    wanted = range(total)[int(start or 0) : int(stop or total)]
-    if not wanted:
-        raise InputError(f"{spec} holds no image; {whole} holds {total}")
-    return Slice(data, wanted) if part else data
+    indices = range(total)[wanted]
+    if not indices:
+        raise InputError(f"{spec} holds no image; {split_part(spec)[0]} holds {total}")
+    return data if len(indices) == total else Slice(data, indices)
 
 
 def _open(spec: str, args: dict[str, Any]) -> Dataset:

@@ -1,10 +1,13 @@
 """Small data that a test can train on in seconds, and the real photographs where they are at hand."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test asks a hub
 
@@ -187,3 +190,40 @@ class TinyRun:
         import train
 
         train.main(self.args(**options))
+
+
+class Compared(NamedTuple):
+    """Two labelled runs and what comparing them printed; their folder also holds the files."""
+
+    sparse: Path
+    dense: Path
+    said: str
+
+
+@pytest.fixture(scope="session")
+def compared(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """The sparse one is barely trained and its competing layers weigh tenfold, so that its argmax, its
+    samples and the dense run are right on different images."""
+    import dissect
+
+    folder = tmp_path_factory.mktemp("runs")
+    sparse, dense = folder / "sparse", folder / "dense"
+    TinyRun(image_folder, sparse).fit(trainer__max_epochs=1, model__noise=5.0, model__lr=1e-3)
+    TinyRun(image_folder, dense).fit(trainer__max_epochs=1, model__competitors="null", model__lr=3e-3)
+    best = sparse / "checkpoints" / "best.ckpt"
+    checkpoint = torch.load(best, weights_only=True)
+    for name, weight in checkpoint["state_dict"].items():
+        weight *= 10 if ".mlp." in name else 1
+    torch.save(checkpoint, best)
+    for run in (sparse, dense):
+        dissect.main(["label", f"--run={run}"])
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        dissect.main(["compare", str(sparse), str(dense), "--batch_size=12"])
+    return Compared(sparse, dense, said.getvalue())
+
+
+@pytest.fixture
+def runs(compared: Compared, tmp_path: Path) -> list[Path]:
+    """Copies of the two runs that a test may change."""
+    copies = [tmp_path / "runs" / run.name for run in compared[:2]]
+    return [Path(shutil.copytree(run, copy)) for run, copy in zip(compared[:2], copies, strict=True)]

@@ -5,6 +5,7 @@ import pickle
 import shutil
 import tarfile
 import time
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -13,7 +14,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from commands.subject import Subject
 from lwta.errors import InputError
+from models.data import ImageData
 from models.images import IndexedImages, image_name, read_image
 from models.probes import open_probe, probe_classes, probe_identity
 from tests.conftest import COLOURS, SPLITS
@@ -299,3 +302,14 @@ def test_many_files_are_told_apart_in_two_seconds(tmp_path):
     (tmp_path / "many" / "31" / "777.png").unlink()
     paint(tmp_path / "many" / "31" / "777.png", 4)
     assert probe_identity(data) != known
+
+
+def test_a_part_of_the_validation_images_of_a_run_is_a_part_of_what_it_validated_on(image_folder):
+    data = ImageData(root=str(image_folder), val_split="validation", image_size=16)
+    subject = Subject(*[None] * 8, run=SimpleNamespace(data=data))
+    whole, part = subject.probe("validate"), subject.probe("validate[2:5]")
+    assert len(part) == 3
+    for index in range(3):
+        assert read_image(part, index)[0].tobytes() == read_image(whole, index + 2)[0].tobytes()
+    with pytest.raises(InputError, match=r"validate\[99:\] holds no image; validate holds 24"):
+        subject.probe("validate[99:]")

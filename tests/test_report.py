@@ -16,143 +16,17 @@ from PIL import Image
 
 import commands.report
 import dissect
-from lwta.dissect.evaluate import TruthScore, read_evaluation
+from lwta.dissect.evaluate import read_evaluation
 from lwta.dissect.labels import read_labels
-from lwta.dissect.report import ExplainedImage, LayerUnits, render_report, strip
 from models.run import load_run
 from tests.conftest import TinyRun, refused
-from tests.test_page import Page, explanation, picture, unit
+from tests.test_page import Page
 
 MINUS = "\N{MINUS SIGN}"
-NAUGHTY = ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "a & b", "{{ 7 * 7 }}"]
-
-
-def row(**changes):
-    fields = {"unit": 7, "label": "grass", "label_2": "sea", "win_rate": 0.125, "negative": False}
-    return fields | changes
-
-
-def rendered(run="quick", summary=(("images per second", "12"),), score=None, **changes):
-    """The parsed page of a run with one layer and one explained image."""
-    fields = {"layer": "act", "units": 96, "labelled": 1, "rows": [row()], "strips": [picture()]}
-    layer = LayerUnits(**fields | {k: v for k, v in changes.items() if k in fields})
-    explained = changes.get("explained", [explained_image()])
-    return Page(render_report(run, summary, score, [layer], explained))
-
-
-def explained_image(*units, page="explanations/test-12.html", **changes):
-    return ExplainedImage(explanation(*(units or [unit()]), **changes), picture(), Path(page))
 
 
 def links(page):
     return [value for name, value in page.attributes if name == "href"]
-
-
-# --- strips --------------------------------------------------------------------------------------
-
-
-def test_a_strip_shows_the_images_in_order_side_by_side():
-    colours = [(200, 10, 10), (10, 200, 10), (10, 10, 200)]
-    images = [
-        Image.new("RGB", size, c) for size, c in zip([(16, 16), (300, 200), (72, 90)], colours, strict=True)
-    ]
-    found = np.asarray(strip(images))
-    side = found.shape[0]
-    assert found.shape == (side, 3 * side, 3)
-    for place, colour in enumerate(colours):
-        assert (found[:, place * side : (place + 1) * side] == colour).all()
-
-
-def test_a_strip_crops_to_the_middle_and_keeps_the_pixels_of_a_small_image():
-    wide = np.zeros((8, 16, 3), dtype=np.uint8)
-    wide[:, 4:12] = np.random.default_rng(0).integers(0, 256, (8, 8, 3))
-    found = np.asarray(strip([Image.fromarray(wide)]))
-    step = found.shape[0] // 8
-    assert np.array_equal(found[step // 2 :: step, step // 2 :: step], wide[:, 4:12])
-
-
-def test_a_unit_without_exemplars_has_an_empty_strip():
-    assert not np.asarray(strip([])).any()
-
-
-# --- the page ------------------------------------------------------------------------------------
-
-
-def test_a_page_runs_nothing_and_asks_for_nothing_but_the_pages_beside_it():
-    page = rendered()
-    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
-    sources = [value for name, value in page.attributes if name in ("src", "srcset", "action")]
-    assert sources
-    assert all(re.match("data:image/(png|jpeg);base64,", value) for value in sources)
-    assert set(links(page)) == {"../explanations/test-12.html"}
-    assert not [name for name, _ in page.attributes if name.startswith("on")]
-
-
-@pytest.mark.parametrize("text", NAUGHTY)
-def test_untrusted_text_appears_as_text_wherever_it_is_shown(text):
-    plain = rendered()
-    found = rendered(
-        run=text,
-        summary=[(text, text)],
-        layer=text,
-        rows=[row(label=text, label_2=text)],
-        explained=[explained_image(unit(label=text), image=text, classes=[(text, 0.7), ("deer", 0.2)])],
-    )
-    assert found.tags == plain.tags
-    assert [name for name, _ in found.attributes] == [name for name, _ in plain.attributes]
-    # title and heading, title and value, layer, label and runner-up, image, class and label of the input
-    assert " ".join(found.texts).count(text) == 10
-
-
-@pytest.mark.parametrize("name", ["a#b", "50%", "is it?", "test[:20]-3", "two words", "ü", 'a"b', "a&amp;b"])
-def test_the_link_to_a_page_leads_to_its_file_whatever_its_name(name):
-    page = rendered(explained=[explained_image(page=f"explanations/{name}.html")])
-    for link in links(page):
-        path, _, rest = link.partition("#")
-        assert not rest
-        assert "?" not in path
-        assert unquote(path) == f"../explanations/{name}.html"
-
-
-def test_the_numbers_of_units_and_layers_are_shown():
-    rows = [row(), row(unit=3, label="sky", label_2="cloud", win_rate=0.5, negative=True)]
-    text = rendered(rows=rows, strips=[picture()] * 2, labelled=5).text
-    assert "5 of 96 units carry a label; the 2 with the best scores are shown, all are in labels.csv." in text
-    assert "grass or sea unit 7, won on 12.50 % of the probe images sky or cloud unit 3" in text
-    assert "unit 3, won on 50.00 % of the probe images, mostly with negative values" in text
-    assert "1 of 96 units carry a label." in rendered().text
-
-
-def test_the_summary_and_the_score_are_shown_as_they_are():
-    score = TruthScore(12, 3, 0.5, 0.125)
-    text = rendered(summary=[("top-1", "71.0 %"), ("dead units", "3 of 96")], score=score).text
-    assert "top-1 71.0 % dead units 3 of 96" in text
-    assert f"Labels against the truth: {score}." in text
-    assert "against the truth" not in rendered().text
-
-
-def test_the_units_that_changed_most_are_listed_whichever_contributes_most():
-    changes = enumerate([0.1, -0.9, 0.2, 0.3, 0.4, 0.5])
-    units = [unit(unit=k, label=f"word {k}", change=change) for k, change in changes]
-    units[5].label, units[4].sign_differs = None, True
-    shown = rendered(explained=[explained_image(*units)]).text.split("silenced", 1)[1]
-    wanted = [
-        f"1 word 1 {MINUS}0.900",
-        "5 \N{EN DASH} +0.500",
-        "4 word 4 (other sign) +0.400",
-        "3 word 3 +0.300",
-        "2 word 2 +0.200",
-        "act",
-    ]
-    assert shown.split()[: len(" ".join(wanted).split())] == " ".join(wanted).split()
-
-
-def test_the_last_of_several_layers_is_shown_of_an_input():
-    found = explained_image(unit(unit=1, label="early word"))
-    found.explanation.layers += explanation(unit(unit=2, label="late word"), layer="later").layers
-    text = rendered(explained=[found]).text
-    assert "late word" in text
-    assert "early word" not in text
 
 
 # --- from the command line -----------------------------------------------------------------------

@@ -249,6 +249,18 @@ class Explanation:
                 word.reason, word.negative = known["reason"], bool(known["negative"])
         return self
 
+    def frame(self) -> pd.DataFrame:
+        """A row for each unit that fired, layer by layer, by the magnitude of its contribution."""
+        columns = ("unit", "label", "value", "win_rate", "probability", "margin", "contribution", "silenced")
+        return pd.DataFrame(
+            [
+                {"layer": layer.layer}
+                | {name: getattr(unit, name) for name in (*columns, "excluded", "stability", "sign_differs")}
+                for layer in self.layers
+                for unit in layer.fired
+            ]
+        )
+
     def table(self) -> str:
         """The explanation as text."""
         from lwta.dissect.report.text import explanation_text

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from lwta.dissect.evaluate import read_evaluation
-from lwta.dissect.labels import labels_for
+from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.report.pareto import draw_pareto
 from lwta.errors import InputError
 
@@ -76,6 +76,18 @@ def output_folder(out: str | None, first_run: str) -> Path:
     return folder
 
 
+def labels_to_compare(folder: Path, weights: str) -> Labels:
+    """A run's labels.
+
+    Raises:
+        InputError: where it has none, or of other weights than ``weights``, a hash, or of some units only.
+    """
+    labels = labels_for(folder, weights, whole=True)
+    if labels is None:
+        raise InputError(f"{folder} has no labels to compare; make them with dissect.py label --run {folder}")
+    return labels
+
+
 def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     """Of a run's labels: columns of the comparison, and what they were made from.
 
@@ -84,11 +96,9 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     labels were judged, else None.
 
     Raises:
-        InputError: where the run has no labels, or labels of other weights than ``weights``, a hash.
+        InputError: as :func:`labels_to_compare`.
     """
-    told = labels_for(folder, weights, whole=True)
-    if told is None:
-        raise InputError(f"{folder} has no labels to compare; make them with dissect.py label --run {folder}")
+    told = labels_to_compare(folder, weights)
     labels, identity = told.table, told.identity
     judged = read_evaluation(folder, identity)
     scores = labels.dropna(subset=["label"])["score"].tolist()
@@ -116,8 +126,13 @@ def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) 
     Args:
         identities: what each run's labels were made from, as kept beside them.
     """
-    said = [*_uncounted(comparison), *_labels_differ(identities), *_paired_tests(comparison)]
+    said = sentences(comparison, identities)
     return "\n".join([_table(comparison), *([""] if said else []), *said])
+
+
+def sentences(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> list[str]:
+    """What must be said beside the table, and the paired tests; ``identities`` as :func:`comparison_text`."""
+    return [*_uncounted(comparison), *_labels_differ(identities), *_paired_tests(comparison)]
 
 
 def summaries(comparison: pd.DataFrame) -> list[list[tuple[str, str]]]:

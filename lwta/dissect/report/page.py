@@ -7,10 +7,11 @@ from collections.abc import Callable
 import jinja2
 from PIL import Image
 
-from lwta.dissect.explanation import Explanation
+from lwta.dissect.explanation import Explanation, FiredUnit
 from lwta.dissect.report.tint import tint
 
 _SIDE = 224  # pixels of the shown image
+_NAMED = 5  # units named on a card
 
 ENVIRONMENT = jinja2.Environment(
     loader=jinja2.PackageLoader("lwta.dissect.report", "."),
@@ -19,6 +20,21 @@ ENVIRONMENT = jinja2.Environment(
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
 )
+
+
+def changed_most(explanation: Explanation) -> list[FiredUnit]:
+    """The units of the last layer explained whose silencing changes the score most, the largest first."""
+    return sorted(explanation.layers[-1].measured, key=lambda unit: -abs(unit.silenced or 0))[:_NAMED]
+
+
+def picture_url(picture: Image.Image) -> str:
+    """A picture as a data URL: small ones to the pixel, others as JPEG."""
+    return embedded(picture, "png" if picture.width < _SIDE else "jpeg")
+
+
+ENVIRONMENT.filters["changed_most"] = changed_most
+ENVIRONMENT.filters["embedded"] = picture_url
+ENVIRONMENT.filters["place"] = lambda value: f"{value:.2f}%"
 ENVIRONMENT.filters["signed"] = lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 ENVIRONMENT.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits}f} %"
 
@@ -26,14 +42,19 @@ ENVIRONMENT.filters["percent"] = lambda value, digits=2: f"{100 * value:.{digits
 Links = Callable[[str, int], str | None]
 
 
-def render_input(explanation: Explanation, links: Links = lambda layer, unit: None) -> str:
+def render_input(
+    explanation: Explanation,
+    links: Links = lambda layer, unit: None,
+    home: tuple[str, str] | None = None,
+) -> str:
     """HTML of one explanation, a page of its own.
 
     Args:
         explanation: what to show.
         links: to the pages of units, relative to this one.
+        home: title and place of the page that leads here.
     """
-    return ENVIRONMENT.get_template("input.html.j2").render(_shown(explanation, links))
+    return ENVIRONMENT.get_template("input.html.j2").render(_shown(explanation, links), home=home)
 
 
 def render_explanation(explanation: Explanation) -> str:
@@ -50,6 +71,12 @@ def _shown(explanation: Explanation, links: Links) -> dict[str, object]:
         "small": picture is not None and picture.width < _SIDE,
         "map": lambda values: embedded(tint(values)),
     }
+
+
+def enlarged(image: Image.Image) -> Image.Image:
+    """An input at the size that pages show; a small one as its pixels are, not blurred."""
+    method = Image.Resampling.NEAREST if image.width < _SIDE else Image.Resampling.BICUBIC
+    return image.resize((_SIDE, _SIDE), method)
 
 
 def embedded(image: Image.Image, kind: str = "png") -> str:

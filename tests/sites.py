@@ -1,0 +1,176 @@
+"""A small site, made up, and its pages taken apart."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from lwta.dissect.labels import COLUMNS
+from lwta.dissect.portrait import ClassUnits, Histogram
+from lwta.dissect.report import (
+    ClassPage,
+    Exemplar,
+    ExplainedImage,
+    LayerPage,
+    Site,
+    UnitPage,
+    write_site,
+)
+from tests.test_page import explanation, picture, unit
+
+MINUS = "\N{MINUS SIGN}"
+NAUGHTY = [
+    "<script>alert(1)</script>",
+    "</script><img src=x onerror='alert(1)'>",
+    "\"><img src=x onerror='alert(1)'>",
+    "a & b",
+    "{{ 7 * 7 }}",
+    "url(x); --picture: '",
+    "../../etc/passwd",
+]
+CLASSES = ["cat", "dog", "cow"]
+NAN = torch.full((4,), float("nan"))
+
+
+class Page(HTMLParser):
+    """Tags, attributes, links, ids, text, and the data of a page of a site."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.attributes, self.texts, self.links = [], [], [], []
+        self.images, self.scripts = {}, []
+        self.feed(html)
+        self.text = " ".join(" ".join(self.texts).split())
+        self.ids = {value for name, value in self.attributes if name == "id"}
+        self.data = json.loads(self.scripts[0]) if self.scripts else None
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        found = dict(attrs)
+        self.links += [found[name] for name in ("href", "src") if name in found]
+        self.links += re.findall(r"--picture: url\((.*)\)", found.get("style") or "")
+        if tag == "img":
+            self.images[found["alt"]] = found["src"]
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.scripts.append(data)
+        elif self.cdata_elem != "style":
+            self.texts.append(data)
+
+
+def rows(layers, label="grass"):
+    """A label table; unit 3 of the first layer is dead."""
+    found = [
+        {
+            "layer": layer, "unit": k, "block": k // 2 if place == 0 else None, "alive": True, "wins": 10 + k,
+            "win_rate": (10 + k) / 80, "negative": k == 1, "label": f"{label} {place}.{k}", "score": -k - 0.5,
+            "label_2": f"{label} second", "score_2": -9.25, "labeler": "clip", "fingerprint": "00",
+        }
+        for place, layer in enumerate(layers) for k in range(4 - place)
+    ]  # fmt: skip
+    found[3] |= {
+        "alive": False, "wins": 0, "win_rate": 0.0, "label": None, "score": None, "label_2": None,
+        "score_2": None, "reason": "never won",
+    }  # fmt: skip
+    return pd.DataFrame(found, columns=list(COLUMNS)).astype(COLUMNS)
+
+
+def plain(table):
+    kept = table.astype(object)
+    return kept.where(kept.notna(), None).to_dict("records")
+
+
+def class_units(**changes):
+    fields = {
+        "fires": torch.tensor([0.9, 0.5, 0.2, 0.0]), "elsewhere": torch.tensor([0.1, 0.4, 0.6, 0.0]),
+        "drives": torch.tensor([-1.0, 0.25, 2.0, 0.0]), "errors": 0, "error_fires": NAN,
+        "error_drives": NAN, "error_classes": [],
+    }  # fmt: skip
+    return ClassUnits(**(fields | changes))
+
+
+ERRORS = class_units(
+    errors=5,
+    error_fires=torch.tensor([0.4, 0.6, 0.8, 0.0]),
+    error_drives=torch.tensor([0.5, -0.5, 0.75, 0.0]),
+    error_classes=[(1, 3), (9, 2)],
+)
+NONE = class_units(fires=NAN, drives=NAN)
+
+
+def exemplar(image=5, name="five.png", value=1.25, values=((0.0, 2.0), (-1.0, 0.0))):
+    return Exemplar(image, name, value, None if values is None else np.array(values, dtype=np.float32))
+
+
+def histogram(counts=(1, 0, 3), edges=(-1.0, 0.0, 1.0, 2.0)):
+    return Histogram(torch.tensor(edges), torch.tensor(counts))
+
+
+def unit_page(row, **changes):
+    fields = {
+        "top": [exemplar()], "middle": [exemplar(6, "six.png", -0.5)], "random": [exemplar(5, values=None)],
+        "histogram": histogram(), "rivals": [], "pushes": [], "nearest": [],
+    }  # fmt: skip
+    if not row["alive"]:
+        fields |= {"top": [], "middle": [], "random": [], "histogram": histogram((0, 0, 0))}
+    return UnitPage(row, **(fields | changes))
+
+
+def explained_image(*units, page="explanations/x.html", **changes):
+    return ExplainedImage(explanation(*(units or [unit()]), **changes), picture(), Path(page))
+
+
+def probe_image(index):
+    return Image.new("RGB", (16, 16), (10 * index, 100, 200))
+
+
+def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, **changes):
+    """A small site; ``first`` changes the page of the first unit."""
+    table = rows(layers, label)
+    pages = [unit_page(row, **((first or {}) if k == 0 else {})) for k, row in enumerate(plain(table))]
+    told = [class_units(), ERRORS, NONE]
+    sizes = [(20, 20), (15, 10), (0, 0)]
+    fields = {
+        "run": "quick", "summary": [("images per second", "12")], "score": None, "table": table,
+        "layers": [
+            LayerPage(layers[0], 4, 2, 0.5, 1, 3, -1.5),
+            LayerPage(layers[1], 3, None, 0.25, 0, 0, float("nan")),
+        ],
+        "units": iter(pages),
+        "classes": [
+            ClassPage(k, name, *sizes[k], [(layers[0], told[k])]) for k, name in enumerate(classes)
+        ],
+        "explained": [explained_image(layer=layers[0])], "picture": probe_image,
+    }  # fmt: skip
+    return Site(**(fields | changes))
+
+
+def written(folder, **changes):
+    """Pages of a site by their path in its folder."""
+    write_site(folder, site(**changes))
+    return {
+        path.relative_to(folder).as_posix(): Page(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.html"))
+    }
+
+
+def dangling(folder):
+    """Links that lead nowhere: to no file, out of the folder, or to no part of a page."""
+    for path in folder.rglob("*.html"):
+        for link in Page(path.read_text(encoding="utf-8")).links:
+            if link.startswith("data:image/"):
+                continue
+            name, _, part = link.partition("#")
+            goal = (path.parent / unquote(name)).resolve() if name else path.resolve()
+            inside = goal.is_file() and goal.is_relative_to(folder.resolve())
+            known = inside and (not part or "=" in part or part in Page(goal.read_text()).ids)
+            if not known or "?" in name:
+                yield path.relative_to(folder).as_posix(), link
