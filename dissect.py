@@ -8,6 +8,7 @@ from typing import NamedTuple
 from jsonargparse import ArgumentParser
 
 from commands.api import dissect, explain
+from commands.app import app
 from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.explain import explain_images
@@ -68,6 +69,7 @@ COMMANDS = {
         "the pages of a labelled network",
         ("images", "*", "image files, or SPLIT:INDEX of the run's data"),
     ),
+    "app": Command(app, ("network",), "images explained in the browser, units silenced by a click"),
     "compare": Command(
         compare,
         (),

@@ -48,15 +48,16 @@ def explain_images(
     asked = Evidence(subject, evidence, labels.readout)
     found = list(explained(asked, sources))
     known = labels_on_demand(subject, labels, run, asked.sites, named_units(found))
-    pages = _pages(sources)
+    pages, several = _pages(sources), len(sources) > 1 or sources != images
+    home = ("All images", _GALLERY.name) if several else None
     for explanation, page in zip(found, pages, strict=True):
         if known is not None:
             explanation.label(known.table)
-        _write_page(subject.folder / page, render_input(explanation))
+        _write_page(subject.folder / page, render_input(explanation, home=home))
         if not json:
             print(explanation.table())
         print(f"page: {subject.folder / page}", file=sys.stderr)
-    if len(sources) > 1 or sources != images:
+    if several:
         gallery = subject.folder / _GALLERY
         shown = [(explanation, page.name) for explanation, page in zip(found, pages, strict=True)]
         _write_page(gallery, render_gallery(subject.name, shown))

@@ -18,6 +18,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from tests.browser import browser
+
+__all__ = ["browser"]  # a fixture, for any test that names it
+
 SPLITS = {"train": 48, "validation": 24, "test": 24}
 COLOURS = {"blue": (30, 60, 200), "green": (40, 170, 60), "red": (200, 40, 40)}
 

@@ -16,7 +16,6 @@ from lwta.dissect.portrait import ClassUnits, Histogram
 from lwta.dissect.report import (
     ClassPage,
     Exemplar,
-    ExplainedImage,
     LayerPage,
     Site,
     UnitPage,
@@ -125,7 +124,9 @@ def unit_page(row, **changes):
 
 
 def explained_image(*units, page="explanations/x.html", **changes):
-    return ExplainedImage(explanation(*(units or [unit()]), **changes), picture(), Path(page))
+    found = explanation(*(units or [unit()]), **changes)
+    found.picture = picture()
+    return found
 
 
 def probe_image(index):

@@ -195,7 +195,9 @@ def test_each_column_leads_to_a_page_of_its_own_that_names_image_and_run(tmp_pat
         "inputs/sparse-a-photo.png.html", "inputs/dense-a-photo.png.html",
     ]  # fmt: skip
     pages = check_links(tmp_path / "index.html")
-    assert "test:0 in dense: frog" in Page(pages[1].read_text()).text
+    own = Page(pages[1].read_text())
+    assert "test:0 in dense: frog" in own.text
+    assert own.links == ["../index.html"]
     assert images[0].explanations[1].image == "test:12"  # what was explained is left as it was
 
 

@@ -138,7 +138,9 @@ def test_several_images_make_a_gallery_of_what_was_explained(run, capsys):
     captured = capsys.readouterr()
     index = run / "explanations" / "index.html"
     assert f"gallery: {index}" in captured.err
-    assert [path.name for path in check_links(index)] == ["test-0.html", "test-20.html"]
+    pages = check_links(index)
+    assert [path.name for path in pages] == ["test-0.html", "test-20.html"]
+    assert [Page(path.read_text()).links for path in pages] == [["index.html"]] * 2
     text = Page(index.read_text()).text
     assert "run: 2 explained images" in text
     for found in json.loads(captured.out):
@@ -152,7 +154,9 @@ def test_several_images_make_a_gallery_of_what_was_explained(run, capsys):
 
 def test_one_image_makes_no_gallery(run):
     dissect.main(["explain", f"--run={run}", "test:0"])
-    assert [path.name for path in (run / "explanations").iterdir()] == ["test-0.html"]
+    (page,) = (run / "explanations").iterdir()
+    assert page.name == "test-0.html"
+    assert Page(page.read_text()).links == []
 
 
 def test_a_folder_makes_a_gallery_whatever_its_images_are_called(run, image_folder, tmp_path):

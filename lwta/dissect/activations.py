@@ -98,6 +98,7 @@ def reading(model: nn.Module, sites: Mapping[str, int], readout: Readout) -> Ite
     """
     read: dict[str, Reading] = {}
 
+    @torch.no_grad()  # in a pass that keeps its graph, what is read is no part of it
     def seen(name: str, firing: Firing) -> None:
         if name in read:
             raise InputError(

@@ -1,13 +1,15 @@
 """Where units fired: their values over the grid of patches or pixels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from lwta.dissect.activations import Readout
-from lwta.layers import Firing
+from lwta.layers import Firing, observe
 
 #: Number of patches -> (rows, columns) of a token layer; None where no grid is known.
 Grids = Callable[[int], tuple[int, int] | None]
@@ -32,3 +34,56 @@ def position_maps(firing: Firing, readout: Readout, grids: Grids) -> Tensor | No
     patches = shown[:, readout.prefix :]
     grid = grids(patches.shape[1])
     return rearrange(patches, "n (h w) d -> n h w d", h=grid[0], w=grid[1]) if grid else None
+
+
+@torch.no_grad()
+def exemplar_maps(
+    model: nn.Module,
+    batches: Iterable[Sequence[Any]],
+    sites: Mapping[str, int],
+    readout: Readout,
+    grids: Grids,
+    wanted: Mapping[str, Mapping[int, Sequence[int]]],
+) -> dict[tuple[str, int, int], np.ndarray]:
+    """Where some units fired on some images, by one pass over those images.
+
+    Args:
+        model: any module; put into evaluation mode.
+        batches: yields (image indices (n,), images (n, 3, H, W), ...), each image once, without those that do
+            not decode.
+        sites: layer name -> axis of its units.
+        readout: tells the prefix tokens.
+        grids: of token layers.
+        wanted: layer -> image index -> units.
+
+    Returns:
+        (layer, unit, image index) -> float32 (rows, columns), values, 0 where the unit did not fire; without
+        the units of layers that have no grid.
+    """
+    device = next(model.parameters()).device
+    found: dict[tuple[str, int, int], np.ndarray] = {}
+    # Of each layer one array for all: what is kept of each batch would tear memory apart, see tally.Rows.
+    free: dict[str, np.ndarray] = {}
+    batch: list[int] = []
+
+    def seen(name: str, firing: Firing) -> None:
+        asked = wanted.get(name, {})
+        pairs = [(row, unit) for row, index in enumerate(batch) for unit in asked.get(index, ())]
+        maps = position_maps(firing, readout, grids) if pairs else None
+        if maps is not None:
+            rows, units = torch.tensor(pairs, device=maps.device).T
+            if name not in free:
+                count = sum(len(some) for some in asked.values())
+                free[name] = np.empty((count, *maps.shape[1:3]), dtype=np.float32)
+            kept, free[name] = np.split(free[name], [len(pairs)])
+            kept[:] = maps[rows, :, :, units].cpu().numpy()
+            for (row, unit), values in zip(pairs, kept, strict=True):
+                found[name, unit, batch[row]] = values
+
+    model.eval()
+    with observe(model, sites, seen):
+        for indices, images, *_ in batches:
+            if len(indices):
+                batch = indices.tolist()
+                model(images.to(device))
+    return found

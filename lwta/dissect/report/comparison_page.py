@@ -93,7 +93,8 @@ def write_comparison_page(
     links = [[next(files) for _ in runs] for _ in images]
     for image, own in zip(images, links, strict=True):
         for explanation, run, link in zip(image.explanations, runs, own, strict=True):
-            _write(folder / link, render_input(replace(explanation, image=f"{image.name} in {run}")))
+            named = replace(explanation, image=f"{image.name} in {run}")
+            _write(folder / link, render_input(named, home=("All runs", "../index.html")))
     page = folder / "index.html"
     _write(page, render_comparison(comparison, said, images, links))
     return page
