@@ -6,12 +6,12 @@ from difflib import get_close_matches
 
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from commands.options import EvidenceOptions
 from commands.subject import Subject
 from lwta.dissect.activations import is_competing
+from lwta.dissect.decision import check_logits
 from lwta.dissect.explain import explain
 from lwta.dissect.explanation import Explanation
 from lwta.dissect.intervene import Change
@@ -51,10 +51,10 @@ class Evidence:
             )
         noise = [competition.noise for competition in competitions(subject.model).values()]
         if options.samples and not any(noise):
-            raise InputError(
-                "there is nothing to draw: the network was trained without noise, its winners are certain; "
-                "leave samples away"
+            why = (
+                "was trained without noise, its winners are certain" if noise else "has no units that compete"
             )
+            raise InputError(f"there is nothing to draw: the network {why}; leave samples away")
         self.change, self.change_sites = self.find_change(options.silence, options.winner)
 
     def _sites(self) -> dict[str, int]:
@@ -68,8 +68,7 @@ class Evidence:
         height, width = self.subject.image_size
         with torch.no_grad():
             logits = self.subject.model.eval()(torch.zeros(1, 3, height, width, device=self.subject.device))
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise InputError("explain needs a classifier: a network that returns logits (n, C)")
+        check_logits(logits)
         names = self.subject.class_names or [str(k) for k in range(logits.shape[1])]
         if len(names) != logits.shape[1]:
             raise InputError(f"{len(names)} class names for a network of {logits.shape[1]} classes")
@@ -79,7 +78,7 @@ class Evidence:
         """The class of a name, or of a number where no class has it for a name."""
         if asked is None or asked in self.names:
             return None if asked is None else self.names.index(asked)
-        if asked.isdigit() and int(asked) < len(self.names):
+        if asked.isdecimal() and int(asked) < len(self.names):
             return int(asked)
         near = get_close_matches(asked, self.names, 5, 0) or self.names[:5]
         raise InputError(
@@ -101,7 +100,12 @@ class Evidence:
                 asked, r"(.+):(\d+)=(\d+)", "--winner takes LAYER:BLOCK=UNIT", sites
             )
             self._check_block(layer, block, unit)
-            winners.setdefault(layer, {})[block] = unit
+            first = winners.setdefault(layer, {}).setdefault(block, unit)
+            if first != unit:
+                raise InputError(
+                    f"block {block} of {layer} has one winner, and two were asked for, {first} and {unit}; "
+                    "leave one away"
+                )
         return Change(silenced, winners), sites
 
     def _parsed(self, asked: str, form: str, told: str, sites: dict[str, int]) -> tuple[str, list[int]]:
@@ -110,10 +114,11 @@ class Evidence:
             raise InputError(
                 f"{told}, such as {next(iter(self.sites))}:0{'=0' * ('=' in form)}, not {asked!r}"
             )
-        layer, *numbers = found.groups()
-        site = self.subject.layers(layer)
-        if list(site) != [layer]:
-            raise InputError(f"{told}, and {layer} stands for {len(site)} layers; name one")
+        glob, *numbers = found.groups()
+        site = self.subject.layers(glob)
+        if len(site) != 1:
+            raise InputError(f"{told}, and {glob} stands for {len(site)} layers; name one")
+        (layer,) = site
         sites |= site
         units, count = int(numbers[-1]), self._units(site)
         if units >= count:

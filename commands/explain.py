@@ -82,6 +82,8 @@ def expanded(subject: Subject, source: str) -> list[str]:
             decoding.append(path)
         except InputError:
             broken.append(path)
+    if broken and not decoding:
+        raise InputError(f"no image of the folder {source} decodes, such as {broken[0]}; replace them")
     if not decoding:
         raise InputError(f"the folder {source} holds no image; they end in {', '.join(IMG_EXTENSIONS)}")
     if broken:

@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 from lwta.dissect.activations import Readout
 from lwta.dissect.counterfactual import counterfactual
-from lwta.dissect.decision import Target, observed
+from lwta.dissect.decision import Target, at_least_single, find_target, observed
 from lwta.dissect.explanation import Explanation, FiredUnit, LayerExplanation, Rival
 from lwta.dissect.intervene import Change, excluded, silenced
 from lwta.dissect.maps import Grids, position_maps
 from lwta.dissect.stability import stability
-from lwta.errors import InputError
 from lwta.functional import to_blocks
 from lwta.layers import LWTA, Firing
 
 _RIVALS = 2  # named of each block
 
 
+@torch.compiler.set_stance("force_eager")
 def explain(
     model: nn.Module,
     image: Tensor,
@@ -39,7 +39,8 @@ def explain(
 ) -> Explanation:
     """Explain the decision of ``model`` on one image, with argmax competition.
 
-    Its units carry numbers; :meth:`Explanation.label` names them.
+    Its units carry numbers; :meth:`Explanation.label` names them. A compiled model runs eagerly meanwhile:
+    what is already compiled does not see the hooks that silence units.
 
     Args:
         model: classifier of images (n, 3, H, W) into logits (n, C), in evaluation mode.
@@ -59,24 +60,19 @@ def explain(
         batch_size: images per pass while silencing.
 
     Raises:
-        InputError: where the target is not a class, or the model is no classifier.
+        InputError: where the target is not a class, or the model is no classifier of these classes; where
+            ``change`` names a unit that is not there.
     """
     images = image[None].to(next(model.parameters()).device)
     calls, logits = observed(model, images, sites)
-    probabilities, order = logits.softmax(-1)[0].sort(descending=True)
-    asked = Target(int(order[0]) if target is None else target, against)
-    for k in asked if against is not None else asked[:1]:
-        if k is None or not 0 <= k < logits.shape[1]:
-            raise InputError(f"there is no class {k}; the network tells {logits.shape[1]} apart")
-    if asked.against == asked.index:
-        raise InputError(f"{class_names[asked.index]} cannot be set against itself; name another class")
+    probabilities, order = logits.softmax(-1)[0].sort(descending=True, stable=True)
+    asked = find_target(int(order[0]), target, against, len(order), class_names, name)
     base = float(asked.score(logits))
     modules = [model.get_submodule(layer) for layer in sites]
-    attribution = LayerGradientXActivation(lambda x: asked.score(model(x)), modules)  # type: ignore[arg-type]
-    gradients: list[Tensor] = attribution.attribute(images)  # type: ignore[assignment]
     layers = []
-    for module, (layer, firing), gradient in zip(modules, calls.items(), gradients, strict=True):
-        explained = _layer(layer, module, firing, readout, gradient.detach(), grids, top)
+    attributions = _attributions(model, images, modules, asked)
+    for module, (layer, firing), attribution in zip(modules, calls.items(), attributions, strict=True):
+        explained = _layer(layer, module, firing, readout, attribution, grids, top)
         _measure(model, images, explained, explained.fired[:top], firing.dim, asked, base, batch_size)
         layers.append(explained)
     best = zip(order[:5].tolist(), probabilities.tolist(), strict=False)
@@ -101,12 +97,23 @@ def explain(
     return found
 
 
+def _attributions(model: nn.Module, images: Tensor, modules: list[nn.Module], target: Target) -> list[Tensor]:
+    """Gradient times activation of each layer, in one backward pass; 0 where nothing leads to the logits."""
+
+    def score(x: Tensor) -> Tensor:  # that depends on the image, so that there is something to differentiate
+        return target.score(model(x.clone().requires_grad_().clone()))
+
+    attribution = LayerGradientXActivation(score, modules)  # type: ignore[arg-type]
+    found: list[Tensor] = attribution.attribute(images, grad_kwargs={"materialize_grads": True})  # type: ignore[assignment]
+    return [one.detach() for one in found]
+
+
 def _layer(
     layer: str,
     module: nn.Module,
     firing: Firing,
     readout: Readout,
-    gradient: Tensor,
+    attribution: Tensor,
     grids: Grids,
     top: int,
 ) -> LayerExplanation:
@@ -114,7 +121,7 @@ def _layer(
     values, won = read.values[0], read.won[0]
     rates = readout.positions(firing.fired, firing.dim)[0].float().mean(0)  # (D,)
     maps = position_maps(firing, readout, grids)
-    contribution = gradient.movedim(firing.dim, -1).flatten(0, -2).sum(0)
+    contribution = at_least_single(attribution).movedim(firing.dim, -1).flatten(0, -2).sum(0)
     units = won.nonzero()[:, 0]
     units = units[contribution[units].abs().argsort(descending=True, stable=True)]
     fired = [
@@ -156,7 +163,7 @@ def _rivals(module: LWTA, firing: Firing, readout: Readout, unit: int) -> tuple[
     values = readout.positions(firing.values, firing.dim)[0, :, unit]
     strength = values if readout.peak else values.abs()
     where = strength.masked_fill(~fired, -torch.inf).argmax()
-    h = readout.positions(firing.inputs, firing.dim)[0, where]  # (D,)
+    h = at_least_single(readout.positions(firing.inputs, firing.dim)[0, where])  # (D,), as they compete
     block, place = divmod(unit, competition.competitors)
     logits = (competition.beta * to_blocks(h, competition.competitors, 0))[block]
     probabilities = (logits / (competition.noise or 1.0)).softmax(0)  # s = 0 has none; at s = 1 then
@@ -184,16 +191,16 @@ def _measure(
     batch_size: int,
 ) -> None:
     """Silence and exclude units one by one, and silence all of the layer together."""
-    layer, score = explained.layer, lambda x: target.score(model(x))
+    layer, score = explained.layer, lambda n: target.score(model(images.repeat(n, 1, 1, 1)))
     for start in range(0, len(units), batch_size):
         batch = units[start : start + batch_size]
-        numbers, many = torch.tensor([[u.unit] for u in batch]), images.expand(len(batch), -1, -1, -1)
+        numbers = torch.tensor([[unit.unit] for unit in batch])
         with silenced(model, layer, numbers, dim):
-            for unit, found in zip(batch, score(many).tolist(), strict=True):
+            for unit, found in zip(batch, score(len(batch)).tolist(), strict=True):
                 unit.silenced = found - base
         if explained.competitors is not None:
             with excluded(model, layer, numbers):
-                for unit, found in zip(batch, score(many).tolist(), strict=True):
+                for unit, found in zip(batch, score(len(batch)).tolist(), strict=True):
                     unit.excluded = found - base
     with silenced(model, layer, torch.arange(explained.units)[None], dim):
-        explained.silenced = float(score(images)) - base
+        explained.silenced = float(score(1)) - base

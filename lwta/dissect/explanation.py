@@ -82,7 +82,7 @@ class FiredUnit(Word):
     @property
     def sign_differs(self) -> bool:
         """Its value has the other sign than the exemplars that its label describes."""
-        return bool(self.label) and (self.value < 0) != self.negative
+        return bool(self.label) and (self.value > 0 if self.negative else self.value < 0)
 
 
 @dataclass

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lwta import functional
+from lwta.errors import InputError
 from lwta.functional import Winners
 from lwta.gradient import keep_winners, one_hot
 from lwta.layers import LWTA, Competition
@@ -47,6 +48,10 @@ def changed(model: nn.Module, change: Change, sites: Mapping[str, int]) -> Itera
 
     Args:
         sites: layer -> axis of its units, of the layers silenced.
+
+    Raises:
+        InputError: where a layer has no such unit, or a unit is not of the block that it is to win; in the
+            pass, since widths show only there.
     """
     with ExitStack() as stack:
         for layer, winners in change.winners.items():
@@ -66,7 +71,7 @@ def silenced(model: nn.Module, layer: str, units: Tensor, dim: int) -> Iterator[
     """
 
     def hook(module: nn.Module, inputs: tuple, out: Tensor) -> Tensor:
-        return out.masked_fill(_mask(units, out, dim), 0)
+        return out.masked_fill(_mask(layer, units, out, dim), 0)
 
     handle = model.get_submodule(layer).register_forward_hook(hook)
     try:
@@ -87,7 +92,7 @@ def excluded(model: nn.Module, layer: str, units: Tensor) -> Iterator[None]:
     def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> Winners:
         x = inputs[0]
         dim = functional.positive_axis(module.dim, x.ndim)
-        return module.forward(x.masked_fill(_mask(units, x, dim), torch.finfo(x.dtype).min))
+        return module.forward(x.masked_fill(_mask(layer, units, x, dim), torch.finfo(x.dtype).min))
 
     handle = competition.register_forward_hook(hook)
     try:
@@ -104,6 +109,8 @@ def _forced(model: nn.Module, layer: str, winners: Mapping[int, int]) -> Iterato
         dim = functional.positive_axis(module.dim, inputs[0].ndim)
         winner = out.winner.movedim(dim, -1).clone()
         for block, unit in winners.items():
+            if not 0 <= block < winner.shape[-1] or unit // module.competitors != block:
+                raise InputError(f"unit {unit} of {layer} does not compete in block {block}")
             winner[..., block] = unit - block * module.competitors
         winner = winner.movedim(-1, dim)
         h = functional.to_blocks(inputs[0], module.competitors, dim)
@@ -124,8 +131,10 @@ def _competition(model: nn.Module, layer: str) -> Competition:
     return module.competition
 
 
-def _mask(units: Tensor, x: Tensor, dim: int) -> Tensor:
+def _mask(layer: str, units: Tensor, x: Tensor, dim: int) -> Tensor:
     """bool, True at the units (n, m), of x's rank; to be broadcast over positions."""
+    if missing := [unit for unit in units.flatten().tolist() if not 0 <= unit < x.shape[dim]]:
+        raise InputError(f"{layer} has the units 0 to {x.shape[dim] - 1}, and no unit {missing[0]}")
     mask = torch.zeros(len(units), x.shape[dim], dtype=torch.bool, device=x.device)
     mask.scatter_(1, units.to(x.device), True)
     shape = [1] * x.ndim

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from lwta.dissect.activations import Readout
-from lwta.dissect.decision import Target, observed
+from lwta.dissect.decision import Target, at_least_single
 from lwta.dissect.explanation import Drawn, LayerExplanation, Stability
-from lwta.layers import Firing, sampled
+from lwta.layers import Firing, observe, sampled
 
 _RARE = 0.05  # of draws and positions; rarer winners are not named
 _NAMED = 10
@@ -40,12 +40,15 @@ def stability(
     again = {name: torch.zeros(fired.shape, dtype=torch.float64) for name, fired in by_argmax.items()}
     probabilities, scores = [], []
     classes: Counter[int] = Counter()
+
+    def seen(name: str, firing: Firing) -> None:  # counted at once: a batch of all layers' values is large
+        again[name] += readout.positions(firing.fired, firing.dim).double().sum(0).cpu()
+
+    axes = {name: firing.dim for name, firing in calls.items()}
     for seed, start in enumerate(range(0, samples, batch_size)):
-        many = images.expand(min(batch_size, samples - start), -1, -1, -1)  # noise differs from row to row
-        with sampled(model, seed):
-            drawn, logits = observed(model, many, {name: f.dim for name, f in calls.items()})
-        for name, firing in drawn.items():
-            again[name] += readout.positions(firing.fired, firing.dim).double().sum(0).cpu()
+        many = images.repeat(min(batch_size, samples - start), 1, 1, 1)  # noise differs from row to row
+        with sampled(model, seed), observe(model, axes, seen):
+            logits = at_least_single(model(many))
         probabilities += logits.softmax(1)[:, target.index].tolist()
         scores += target.score(logits).tolist()
         classes.update(logits.argmax(1).tolist())

@@ -36,7 +36,8 @@ def _layer(layer: LayerExplanation, readout: str, drawn: bool) -> Iterator[str]:
     yield (_ROW + " {:>6}" * drawn).format(*_HEAD, *stable)
     yield from (_line(unit, drawn) for unit in layer.measured)
     if left := len(layer.fired) - len(layer.measured):
-        yield f"   ... and {left} that contribute less; the page and --json list them"
+        told = f"and {left} that contribute less" if layer.measured else f"{left} units"
+        yield f"   ... {told}; the page and --json list them"
     if layer.drawn:
         shares = [f"{unit} {100 * unit.share:.0f} %" for unit in layer.drawn[:_NAMED]]
         yield f"   at times, when drawn: {', '.join(shares)}"
