@@ -1,39 +1,34 @@
 """What the pages of a labelled network show: a survey of its probe images, gathered for the site."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms.functional import to_pil_image
 from tqdm import tqdm
 
-from commands.exemplars import ShownImages, choose, images_of, listed_exemplars, no_longer_there
+from commands.exemplars import choose, images_of, listed_exemplars, no_longer_there
 from commands.options import LabelOptions
+from commands.pages import class_page, layer_page, unit_pages
 from commands.probe import Probe
 from commands.subject import Subject
 from lwta.dissect.activations import Readout
 from lwta.dissect.evaluate import TruthScore
 from lwta.dissect.labels import Labels
 from lwta.dissect.maps import exemplar_maps
-from lwta.dissect.portrait import class_images, class_units, histogram, nearest, pushes
 from lwta.dissect.report import ExplainedImage
-from lwta.dissect.report.site import ClassPage, Exemplar, LayerPage, Site, UnitPage
-from lwta.dissect.survey import Survey, survey
+from lwta.dissect.report.site import Site
+from lwta.dissect.survey import survey
 from lwta.errors import InputError
 from lwta.layers import Firing, observe
 from models.images import UNDECODABLE, IndexedImages, read_image
 from models.run import patch_grid
 
 SAMPLE = 2000  # images surveyed, where the probe set has more
-_MOST = 5  # rivals, classes and nearest units of a unit
 _STEP = 32  # images at a time on a CPU: more would cost memory there and gain nothing
 _VALUES = 2**23, 2**27  # of all layers surveyed at once, on a CPU and on a GPU; each costs about 40 bytes
 
@@ -85,10 +80,10 @@ def gather(
         run=subject.name,
         summary=list(summary),
         score=score,
-        layers=[_layer_page(layer, labels, found) for layer in sites],
+        layers=[layer_page(layer, labels, found) for layer in sites],
         table=labels.table,
-        units=_unit_pages(labels, found, shown, maps, classes, partial(_name, probe)),
-        classes=[_class_page(k, found, text) for k, text in enumerate(classes)],
+        units=unit_pages(labels, found, shown, maps, classes, partial(_name, probe)),
+        classes=[class_page(k, found, text) for k, text in enumerate(classes)],
         explained=list(explained),
         picture=partial(_picture, subject, probe),
     )
@@ -159,74 +154,3 @@ def _picture(subject: Subject, probe: Probe, index: int) -> Image.Image:
     except UNDECODABLE as error:  # it did decode when it was surveyed
         raise InputError(f"the image {_name(probe, index)} no longer decodes; bring it back") from error
     return to_pil_image(subject.denormalise(pixels))
-
-
-# --- pages ---------------------------------------------------------------------------------------
-
-
-def _unit_pages(
-    labels: Labels,
-    found: Survey,
-    shown: Mapping[tuple[str, int], ShownImages],
-    maps: Mapping[tuple[str, int, int], np.ndarray],
-    classes: Sequence[str],
-    name: Callable[[int], str],
-) -> Iterator[UnitPage]:
-    """The units in the order of the table."""
-    near = nearest(found, _MOST)
-    pushed = {layer: pushes(found, layer) for layer in found.layers}
-    for row in labels.table.to_dict("records"):
-        layer, unit = row["layer"], row["unit"]
-        done = found.layers[layer]
-        kinds = [
-            [Exemplar(i, name(i), value, maps.get((layer, unit, i))) for i, value in pairs]
-            for pairs in shown[layer, unit]
-        ]
-        yield UnitPage(
-            {str(key): None if pd.isna(value) else value for key, value in row.items()},
-            *kinds,
-            histogram=histogram(done.values[:, unit], done.won[:, unit]),
-            rivals=_rivals(unit, done.competitors, done.rivals),
-            pushes=[(classes[k], value) for k, value in _largest(pushed[layer][:, unit])],
-            nearest=near[layer][unit],
-        )
-
-
-def _rivals(unit: int, competitors: int | None, rivals: Tensor | None) -> list[tuple[int, float]]:
-    if rivals is None or competitors is None:
-        return []
-    counts = rivals[unit].double()
-    first = unit // competitors * competitors
-    return [(first + place, share) for place, share in _largest(counts / counts.sum())]
-
-
-def _largest(values: Tensor) -> list[tuple[int, float]]:
-    """Place and value of the largest above 0, the largest first; NaN is none."""
-    best = values.nan_to_num(0).topk(min(_MOST, len(values)))
-    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return [(place, value) for place, value in pairs if value > 0]
-
-
-def _layer_page(layer: str, labels: Labels, found: Survey) -> LayerPage:
-    rows, done = labels.table.query("layer == @layer"), found.layers[layer]
-    scores = rows.loc[rows["label"].notna(), "score"].tolist()
-    return LayerPage(
-        layer=layer,
-        units=len(rows),
-        competitors=done.competitors,
-        fired_per_position=float(done.win_rate.mean()),
-        dead=rows["alive"].tolist().count(False),
-        labelled=len(scores),
-        label_score=fmean(scores) if scores else math.nan,
-    )
-
-
-def _class_page(k: int, found: Survey, name: str) -> ClassPage:
-    own = class_images(found) == k
-    return ClassPage(
-        index=k,
-        name=name,
-        images=int(own.sum()),
-        right=int((own & (found.predicted == k)).sum()),
-        layers=[(layer, class_units(found, layer, k)) for layer in found.layers],
-    )
