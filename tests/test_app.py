@@ -131,7 +131,7 @@ def test_an_upload_is_named_its_units_are_listed_and_silencing_moves_the_score_a
         rows = page.get_by_role("region", name="units that fired").get_by_role("row").all_inner_texts()[1:]
         assert [row.split("\t")[0] for row in rows] == [str(unit.unit) for unit in units]
         assert [row.split("\t")[1] for row in rows] == [unit.label or unit.reason for unit in units]
-        assert page.get_by_alt_text("the input as the network saw it").is_visible()
+        assert status.get_by_alt_text("the input as the network saw it").is_visible()
         before = shown(page).score
         assert before == pytest.approx(independent_score(answers, picture, target, []), abs=6e-4)
 
