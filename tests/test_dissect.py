@@ -77,7 +77,7 @@ def test_explain_names_the_class_the_winners_and_what_silencing_changes(run, ima
 
 
 def named(layer):
-    """Units that a layer's explanation names: those that fired, and the rivals of those that were measured."""
+    """Units that a layer's explanation names: those that fired, and rivals of those that were measured."""
     return {unit["unit"] for unit in layer["fired"]} | {
         rival["unit"] for unit in layer["fired"] for rival in unit["rivals"]
     }
@@ -85,13 +85,14 @@ def named(layer):
 
 def test_explain_prints_a_table_and_takes_layers_and_a_target(run, image_folder, capsys):
     image = image_of(image_folder, "green")
-    dissect.main(["explain", f"--run={run}", str(image), "--layers=blocks.*", "--target=blue", "--top=2"])
+    asked = ["explain", f"--run={run}", str(image), "--layers=blocks.*", "--target=blue", "--top=2"]
+    dissect.main(asked)
     captured = capsys.readouterr()
     assert "logit of blue above the mean" in captured.out
     assert "blocks.0.mlp.act: 4 of 96 units fired (4.17 %) at the class token" in captured.out
     assert "not labelled" not in captured.out  # what fired and had no label has one now, or a reason
     labels = pd.read_parquet(run / "labels.parquet").set_index(["layer", "unit"])
-    dissect.main(["explain", f"--run={run}", str(image), "--layers=blocks.*", "--top=2", "--json"])
+    dissect.main([*asked, "--json"])
     (found,) = json.loads(capsys.readouterr().out)
     assert set(labels.index) == {(layer["layer"], unit) for layer in found["layers"] for unit in named(layer)}
     lines = [line.split(maxsplit=1) for line in captured.out.splitlines() if re.match(r" +\d", line)]
