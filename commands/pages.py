@@ -68,6 +68,7 @@ def layer_page(layer: str, labels: Labels, found: Survey) -> LayerPage:
         layer=layer,
         units=len(rows),
         competitors=done.competitors,
+        readout=labels.identity["readout"],
         fired_per_position=float(done.win_rate.mean()),
         dead=rows["alive"].tolist().count(False),
         labelled=len(scores),

@@ -141,8 +141,8 @@ def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, *
     fields = {
         "run": "quick", "summary": [("images per second", "12")], "score": None, "table": table,
         "layers": [
-            LayerPage(layers[0], 4, 2, 0.5, 1, 3, -1.5),
-            LayerPage(layers[1], 3, None, 0.25, 0, 0, float("nan")),
+            LayerPage(layers[0], 4, 2, "mean", 0.5, 1, 3, -1.5),
+            LayerPage(layers[1], 3, None, "cls", 0.25, 0, 0, float("nan")),
         ],
         "units": iter(pages),
         "classes": [

@@ -61,9 +61,9 @@ def exemplar_maps(
         the units of layers that have no grid.
     """
     device = next(model.parameters()).device
-    found: dict[tuple[str, int, int], np.ndarray] = {}
     # Of each layer one array for all: what is kept of each batch would tear memory apart, see tally.Rows.
-    free: dict[str, np.ndarray] = {}
+    kept: dict[str, np.ndarray] = {}
+    order: dict[str, list[tuple[int, int]]] = {name: [] for name in sites}  # (unit, image index)
     batch: list[int] = []
 
     def seen(name: str, firing: Firing) -> None:
@@ -72,13 +72,12 @@ def exemplar_maps(
         maps = position_maps(firing, readout, grids) if pairs else None
         if maps is not None:
             rows, units = torch.tensor(pairs, device=maps.device).T
-            if name not in free:
+            if name not in kept:
                 count = sum(len(some) for some in asked.values())
-                free[name] = np.empty((count, *maps.shape[1:3]), dtype=np.float32)
-            kept, free[name] = np.split(free[name], [len(pairs)])
-            kept[:] = maps[rows, :, :, units].cpu().numpy()
-            for (row, unit), values in zip(pairs, kept, strict=True):
-                found[name, unit, batch[row]] = values
+                kept[name] = np.empty((count, *maps.shape[1:3]), dtype=np.float32)
+            start = len(order[name])
+            kept[name][start : start + len(pairs)] = maps[rows, :, :, units].cpu().numpy()
+            order[name] += [(unit, batch[row]) for row, unit in pairs]
 
     model.eval()
     with observe(model, sites, seen):
@@ -86,4 +85,8 @@ def exemplar_maps(
             if len(indices):
                 batch = indices.tolist()
                 model(images.to(device))
-    return found
+    return {
+        (name, *pair): values
+        for name, pairs in order.items()
+        for pair, values in zip(pairs, kept.get(name, ()), strict=False)
+    }

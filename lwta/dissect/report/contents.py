@@ -59,6 +59,7 @@ class LayerPage(NamedTuple):
     Attributes:
         units: D.
         competitors: U, None where nothing competes.
+        readout: what was read of it, cls, mean, max or patches.
         fired_per_position: fraction of the units that fire at a position read.
         dead: units that never won.
         labelled: units that carry a label.
@@ -68,6 +69,7 @@ class LayerPage(NamedTuple):
     layer: str
     units: int
     competitors: int | None
+    readout: str
     fired_per_position: float
     dead: int
     labelled: int

@@ -47,6 +47,7 @@ def render_unit(
         row=page.row,
         labels=_labels(page),
         competitors=layer.competitors,
+        readout=layer.readout,
         before=before,
         after=after,
         has_maps=any(e.map is not None for e in (*page.top, *page.middle, *page.random)),
