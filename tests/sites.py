@@ -53,7 +53,7 @@ class Page(HTMLParser):
         self.attributes += attrs
         found = dict(attrs)
         self.links += [found[name] for name in ("href", "src") if name in found]
-        self.links += re.findall(r"--picture: url\((.*)\)", found.get("style") or "")
+        self.links += re.findall(r"--picture: url\('?([^')]*)'?\)", found.get("style") or "")
         if tag == "img":
             self.images[found["alt"]] = found["src"]
 

@@ -206,27 +206,35 @@ def test_explain_labels_the_units_that_fired_and_remembers_them(toys, photo, pas
     (first,), told = explained(capsys, photo, *label_args("vit"))
     assert "page: out/explanations/photo.html" in told
     assert os.path.isfile("out/explanations/photo.html")
-    (layer,) = first["layers"]
-    assert layer["layer"] == "blocks.1.mlp.act"
-    fired = {row["unit"]: row for row in layer["fired"]}
+    layers = ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+    assert [layer["layer"] for layer in first["layers"]] == layers
+    words = {}
+    for layer in first["layers"]:
+        assert len(layer["fired"]) == 4
+        for row in layer["fired"]:
+            assert len(row["rivals"]) == 2
+            words |= {(layer["layer"], word["unit"]): word for word in [row, *row["rivals"]]}
     known = of_folder("out")
-    assert len(fired) == 4
-    assert set(known.table["unit"]) == set(fired)
-    assert known.partial == ["blocks.1.mlp.act"]
+    assert set(zip(known.table["layer"], known.table["unit"], strict=True)) == set(words)
+    assert known.partial == layers
     (again,), _ = explained(capsys, photo, *network_args("vit"))
     assert again == first
     assert len(passes) == 1
-    whole = labelled(*label_args("vit"), "--layers=blocks.1.mlp.act")
+    whole = labelled(*label_args("vit"), "--layers=[blocks.0.mlp.act, blocks.1.mlp.act]")
     assert len(passes) == 1
-    same(whole[whole["unit"].isin(fired)], known.table)
-    for row in whole[whole["unit"].isin(fired)].itertuples():
-        assert fired[row.unit]["label"] == (None if pd.isna(row.label) else row.label)
+    found = whole[[pair in words for pair in zip(whole["layer"], whole["unit"], strict=True)]]
+    same(found, known.table)
+    for row in found.itertuples():
+        word = words[row.layer, row.unit]
+        assert word["label"] == (None if pd.isna(row.label) else row.label)
+        assert word["reason"] == (None if pd.isna(row.reason) else row.reason)
 
 
 def test_explain_without_labels_or_images_to_make_them_says_so(toys, photo, capsys):
     (found,), told = explained(capsys, photo, *network_args(), "--layers=act", "--top=3")
     assert "no labels: name images to label on with --probe" in told
-    assert [row["label"] for row in found["layers"][0]["fired"]] == [None] * 3
+    assert [row["label"] for row in found["layers"][0]["fired"]] == [None] * 16
+    assert [row["silenced"] is not None for row in found["layers"][0]["fired"]] == [True] * 3 + [False] * 13
     assert not os.path.exists("out/labels.parquet")
     message = refused(dissect.main, ["explain", "--out=out", "none.png", *network_args()])
     assert "there is no image none.png" in message

@@ -66,24 +66,35 @@ def test_explain_names_the_class_the_winners_and_what_silencing_changes(run, ima
     red, blue = json.loads(capsys.readouterr().out)
     assert red["classes"][0][0] == "red"
     assert blue["classes"][0][0] == "blue"
-    (layer,) = red["layers"]
-    assert layer["layer"] == "blocks.1.mlp.act"
-    assert len(layer["fired"]) == 96 // 24
-    assert layer["fired_per_position"] == pytest.approx(1 / 24)
-    assert all(unit["change"] is not None for unit in layer["fired"])
+    assert [layer["layer"] for layer in red["layers"]] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+    for layer in red["layers"]:
+        assert len(layer["fired"]) == 96 // 24
+        assert layer["fired_per_position"] == pytest.approx(1 / 24)
+        assert all(unit["silenced"] is not None for unit in layer["fired"])
+        assert all(unit["excluded"] is not None for unit in layer["fired"])
     pages = {page.name for page in (run / "explanations").iterdir()}
     assert pages == {f"{image.stem}.html", "test-0.html", "index.html"}
 
 
+def named(layer):
+    """Units that a layer's explanation names: those that fired, and rivals of those that were measured."""
+    return {unit["unit"] for unit in layer["fired"]} | {
+        rival["unit"] for unit in layer["fired"] for rival in unit["rivals"]
+    }
+
+
 def test_explain_prints_a_table_and_takes_layers_and_a_target(run, image_folder, capsys):
     image = image_of(image_folder, "green")
-    dissect.main(["explain", f"--run={run}", str(image), "--layers=blocks.*", "--target=blue", "--top=2"])
+    asked = ["explain", f"--run={run}", str(image), "--layers=blocks.*", "--target=blue", "--top=2"]
+    dissect.main(asked)
     captured = capsys.readouterr()
     assert "logit of blue above the mean" in captured.out
     assert "blocks.0.mlp.act: 4 of 96 units fired (4.17 %) at the class token" in captured.out
     assert "not labelled" not in captured.out  # what fired and had no label has one now, or a reason
     labels = pd.read_parquet(run / "labels.parquet").set_index(["layer", "unit"])
-    assert labels.index.get_level_values(0).tolist() == ["blocks.0.mlp.act"] * 4 + ["blocks.1.mlp.act"] * 4
+    dissect.main([*asked, "--json"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert set(labels.index) == {(layer["layer"], unit) for layer in found["layers"] for unit in named(layer)}
     lines = [line.split(maxsplit=1) for line in captured.out.splitlines() if re.match(r" +\d", line)]
     assert len(lines) == 2 * 2
     for layer, (unit, said) in zip(["blocks.0.mlp.act"] * 2 + ["blocks.1.mlp.act"] * 2, lines, strict=True):
@@ -125,8 +136,9 @@ def test_a_dense_network_is_labelled_and_explained_too(image_folder, tmp_path, c
     dissect.main(["explain", f"--run={dense.folder}", "test:3", "--top=5", "--json"])
     ((layer,),) = [e["layers"] for e in json.loads(capsys.readouterr().out)]
     assert layer["fired_per_position"] == pytest.approx(1.0)
-    assert len(layer["fired"]) == 5
-    assert {unit["rival"] for unit in layer["fired"]} == {None}
+    assert len(layer["fired"]) == 96
+    assert [unit["silenced"] is not None for unit in layer["fired"]] == [True] * 5 + [False] * 91
+    assert all(unit["rivals"] == [] and unit["margin"] is None for unit in layer["fired"])
 
 
 def test_a_broken_probe_image_is_named_and_left_out(image_folder, tmp_path, capsys):
@@ -233,7 +245,7 @@ def test_an_image_that_does_not_decode_is_refused_before_any_page(run, image_fol
         ),
         (
             ["explain", "test:0", "--target=yellow"],
-            "there is no class 'yellow'; the network knows blue, green",
+            "there is no class 'yellow'; the network knows 3, such as (red|blue|green), ",
         ),
         (
             ["explain", "test:0", "--readout=median"],

@@ -19,7 +19,7 @@ from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.survey import LayerSurvey, Survey
 from lwta.errors import InputError
 from models.images import read_image
-from tests.test_explain import captured, winners
+from tests.by_hand import captured, winners
 
 LAYER = "blocks.0.mlp.act"
 GRID = 4  # patches on a side

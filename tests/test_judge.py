@@ -57,13 +57,15 @@ def test_explain_labels_on_demand_by_them_and_such_labels_are_not_judged_before_
 ):
     run = Path(shutil.copytree(shapes_run, tmp_path / "run"))
     dissect.main(["explain", f"--run={run}", "test:0", "--json"])
-    fired = json.loads(capsys.readouterr().out)[0]["layers"][0]["fired"]
+    (layer,) = json.loads(capsys.readouterr().out)[0]["layers"]
+    fired = {unit["unit"] for unit in layer["fired"]}
+    rivals = {rival["unit"] for unit in layer["fired"] for rival in unit["rivals"]}
     some, whole = read_labels(run), read_labels(labelled)
     assert some.identity == whole.identity
     assert some.options == whole.options == {}
-    assert sorted(unit["unit"] for unit in fired) == some.table["unit"].tolist()
+    assert sorted(fired | rivals) == some.table["unit"].tolist()
     rows = some.table.merge(whole.table, on=["layer", "unit"], suffixes=("", "_whole"))
-    assert len(rows) == len(fired) == 4
+    assert (len(rows), len(fired), len(rivals)) == (12, 4, 8)
     for name in ("label", "label_2", "reason", "wins", "fingerprint"):
         assert rows[name].equals(rows[f"{name}_whole"].rename(name)), name
     message = refused(dissect.main, ["evaluate", f"--run={run}", "--split=test"])

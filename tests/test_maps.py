@@ -8,7 +8,7 @@ from lwta.dissect.activations import Readout
 from lwta.dissect.maps import exemplar_maps, position_maps
 from lwta.layers import Firing
 from models.backbone import create_backbone
-from tests.test_explain import FIRST, LAST, VIT, captured, fill, hooks, randn, scale_up, winners
+from tests.by_hand import FIRST, LAST, VIT, captured, fill, hooks, randn, scale_up, winners
 
 ROWS, COLUMNS = 4, 6
 

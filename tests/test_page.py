@@ -40,8 +40,9 @@ def unit(**changes):
     """A unit that fired, all numbers made up."""
     fields = {
         "unit": 17, "label": "grass", "runner_up": "forest", "reason": None, "value": 1.37, "win_rate": 0.625,
-        "contribution": 0.283, "probability": 0.62, "rivals": [rival(19, "sea", 0.46), rival(20, "sky", 2.5)],
-        "silenced": -0.319, "excluded": 0.127, "map": np.array([[0.0, 1.5], [-0.75, 0.0]]),
+        "contribution": 0.283, "silenced": -0.319, "excluded": 0.127, "probability": 0.62,
+        "rivals": [rival(19, "sea", 0.46), rival(20, "moor", 2.5)],
+        "map": np.array([[0.0, 1.5], [-0.75, 0.0]]),
     }  # fmt: skip
     return FiredUnit(**(fields | changes))
 
@@ -174,7 +175,7 @@ def test_an_image_name_with_quotes_and_brackets_is_escaped():
 def test_the_numbers_of_a_unit_are_shown():
     text = told(unit())
     for part in (
-        "grass", "forest", "17", "+1.37", "62.5 %", "62 %", "+0.46 over 19 (sea)", "+2.50 over 20 (sky)",
+        "grass", "forest", "17", "+1.37", "62.5 %", "62 %", "+0.46 over 19 (sea)", "+2.50 over 20 (moor)",
         "+0.283", f"{MINUS}0.319", "+0.127",
     ):  # fmt: skip
         assert part in text, part

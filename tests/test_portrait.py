@@ -9,7 +9,7 @@ import torch
 from lwta.dissect import portrait
 from lwta.dissect.portrait import at_random, class_images, class_units, histogram, middling, nearest, pushes
 from lwta.dissect.survey import LayerSurvey, Survey
-from tests.test_explain import randn
+from tests.by_hand import randn
 
 N, CLASSES = 40, 5  # of which nobody ever shows or predicts the last
 WIDTHS = {"first": 12, "second": 7}

@@ -82,21 +82,22 @@ def test_without_scripts_a_sentence_names_the_file_with_the_same_rows(tmp_path):
 
 def test_the_units_that_changed_most_are_listed_whichever_contributes_most(tmp_path):
     changes = enumerate([0.1, -0.9, 0.2, 0.3])
-    units = [unit(unit=k, change=change) for k, change in changes]
-    units += [unit(unit=7, change=0.05), unit(unit=8, change=0.5, sign_differs=True)]
-    found = written(tmp_path / "report", explained=[explained_image(*units, layer="act")])["index.html"]
-    shown = found.text.split("silenced", 1)[1]
-    wanted = "8 no label (other sign) +0.500 3 never won +0.300 2 grass 0.2 +0.200 0 grass 0.0 +0.100 "
-    assert shown.strip().startswith(f"1 grass 0.1 {MINUS}0.900 {wanted}")
-    assert "units/act/1.html" in found.links
+    units = [unit(unit=k, label=f"word {k}", silenced=change) for k, change in changes]
+    units += [unit(unit=7, silenced=0.05), unit(unit=8, silenced=0.5, negative=True)]
+    units[3].label, units[3].reason = None, "never won"
+    found = written(tmp_path / "report", explained=[explained_image(*units, layer="act")])
+    shown = found["index.html"].text.split("silenced", 1)[1]
+    wanted = "8 grass (other sign) +0.500 3 never won +0.300 2 word 2 +0.200 0 word 0 +0.100 "
+    assert shown.strip().startswith(f"1 word 1 {MINUS}0.900 {wanted}")
+    assert "../units/act/1.html" in found["inputs/test-12.html"].links
 
 
 def test_the_last_of_several_layers_is_shown_of_an_input(tmp_path):
-    found = explained_image(unit(unit=1), layer="act")
-    found.explanation.layers += explanation(unit(unit=2), layer="conv.0").layers
+    found = explained_image(unit(unit=1, label="early"), layer="act")
+    found.layers += explanation(unit(unit=2, label="late"), layer="conv.0").layers
     text = written(tmp_path / "report", explained=[found])["index.html"].text
-    assert "2 grass 1.2" in text
-    assert "1 grass 0.1" not in text
+    assert "2 late" in text
+    assert "1 early" not in text
 
 
 def test_inputs_of_one_name_have_pages_of_their_own(tmp_path):

@@ -9,7 +9,7 @@ from lwta.dissect.activations import Readout
 from lwta.dissect.survey import survey
 from lwta.errors import InputError
 from models.backbone import create_backbone
-from tests.test_explain import FIRST, LAST, VIT, captured, fill, hooks, randn, scale_up, winners
+from tests.by_hand import FIRST, LAST, VIT, captured, fill, hooks, randn, scale_up, winners
 
 CLS, MEAN, MAX = Readout("cls", 1), Readout("mean", 1), Readout("max", 1)
 SITES = {FIRST: -1, LAST: -1}
