@@ -1,9 +1,4 @@
-"""A small site, made up, and its pages taken apart."""
-
-import json
-import re
-from html.parser import HTMLParser
-from urllib.parse import unquote
+"""A small site, made up, and its pages."""
 
 import numpy as np
 import pandas as pd
@@ -20,48 +15,11 @@ from lwta.dissect.report import (
     UnitPage,
     write_site,
 )
-from tests.test_page import explanation, picture, unit
+from tests.pages import Page, read_page
+from tests.test_page import explanation, unit
 
-MINUS = "\N{MINUS SIGN}"
-NAUGHTY = [
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror='alert(1)'>",
-    "\"><img src=x onerror='alert(1)'>",
-    "a & b",
-    "{{ 7 * 7 }}",
-    "url(x); --picture: '",
-    "../../etc/passwd",
-]
 CLASSES = ["cat", "dog", "cow"]
 NAN = torch.full((4,), float("nan"))
-
-
-class Page(HTMLParser):
-    """Tags, attributes, links, ids, text, and the data of a page of a site."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.texts, self.links = [], [], [], []
-        self.images, self.scripts = {}, []
-        self.feed(html)
-        self.text = " ".join(" ".join(self.texts).split())
-        self.ids = {value for name, value in self.attributes if name == "id"}
-        self.data = json.loads(self.scripts[0]) if self.scripts else None
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        found = dict(attrs)
-        self.links += [found[name] for name in ("href", "src") if name in found]
-        self.links += re.findall(r"--picture: url\((.*)\)", found.get("style") or "")
-        if tag == "img":
-            self.images[found["alt"]] = found["src"]
-
-    def handle_data(self, data):
-        if self.cdata_elem == "script":
-            self.scripts.append(data)
-        elif self.cdata_elem != "style":
-            self.texts.append(data)
 
 
 def rows(layers, label="grass"):
@@ -122,12 +80,6 @@ def unit_page(row, **changes):
     return UnitPage(row, **(fields | changes))
 
 
-def explained_image(*units, page="explanations/x.html", **changes):
-    found = explanation(*(units or [unit()]), **changes)
-    found.picture = picture()
-    return found
-
-
 def probe_image(index):
     return Image.new("RGB", (16, 16), (10 * index, 100, 200))
 
@@ -148,29 +100,12 @@ def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, *
         "classes": [
             ClassPage(k, name, *sizes[k], [(layers[0], told[k])]) for k, name in enumerate(classes)
         ],
-        "explained": [explained_image(layer=layers[0])], "picture": probe_image,
+        "explained": [explanation(unit(), layer=layers[0])], "picture": probe_image,
     }  # fmt: skip
     return Site(**(fields | changes))
 
 
-def written(folder, **changes):
+def written(folder, **changes) -> dict[str, Page]:
     """Pages of a site by their path in its folder."""
     write_site(folder, site(**changes))
-    return {
-        path.relative_to(folder).as_posix(): Page(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.rglob("*.html"))
-    }
-
-
-def dangling(folder):
-    """Links that lead nowhere: to no file, out of the folder, or to no part of a page."""
-    for path in folder.rglob("*.html"):
-        for link in Page(path.read_text(encoding="utf-8")).links:
-            if link.startswith("data:image/"):
-                continue
-            name, _, part = link.partition("#")
-            goal = (path.parent / unquote(name)).resolve() if name else path.resolve()
-            inside = goal.is_file() and goal.is_relative_to(folder.resolve())
-            known = inside and (not part or "=" in part or part in Page(goal.read_text()).ids)
-            if not known or "?" in name:
-                yield path.relative_to(folder).as_posix(), link
+    return {path.relative_to(folder).as_posix(): read_page(path) for path in sorted(folder.rglob("*.html"))}
