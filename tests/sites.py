@@ -84,12 +84,17 @@ def probe_image(index):
     return Image.new("RGB", (16, 16), (10 * index, 100, 200))
 
 
-def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, **changes):
+def class_pages(names, layer):
+    """A page of each class: all right, some wrong, without an image."""
+    told = [class_units(), ERRORS, NONE]
+    sizes = [(20, 20), (15, 10), (0, 0)]
+    return [ClassPage(k, name, *sizes[k], [(layer, told[k])]) for k, name in enumerate(names)]
+
+
+def site(layers=("act", "conv.0"), label="grass", names=CLASSES, first=None, **changes):
     """A small site; ``first`` changes the page of the first unit."""
     table = rows(layers, label)
     pages = [unit_page(row, **((first or {}) if k == 0 else {})) for k, row in enumerate(plain(table))]
-    told = [class_units(), ERRORS, NONE]
-    sizes = [(20, 20), (15, 10), (0, 0)]
     fields = {
         "run": "quick", "summary": [("images per second", "12")], "score": None, "table": table,
         "layers": [
@@ -97,9 +102,7 @@ def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, *
             LayerPage(layers[1], 3, None, "cls", 0.25, 0, 0, float("nan")),
         ],
         "units": iter(pages),
-        "classes": [
-            ClassPage(k, name, *sizes[k], [(layers[0], told[k])]) for k, name in enumerate(classes)
-        ],
+        "classes": class_pages(names, layers[0]),
         "explained": [explanation(unit(), layer=layers[0])], "picture": probe_image,
     }  # fmt: skip
     return Site(**(fields | changes))

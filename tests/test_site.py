@@ -167,7 +167,7 @@ def everywhere(folder, text):
     }  # fmt: skip
     likely = [(text, 0.7), ("deer", 0.2)]
     return written(
-        folder, layers=(text, other), label=text, classes=[text, other, "third"], first=first,
+        folder, layers=(text, other), label=text, names=[text, other, "third"], first=first,
         run=text, summary=[(text, text)],
         explained=[explanation(unit(label=text), image=text, classes=likely, layer=text)],
     )  # fmt: skip

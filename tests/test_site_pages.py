@@ -8,12 +8,12 @@ import torch
 
 from lwta.dissect.evaluate import TruthScore
 from lwta.dissect.explanation import Drawn
-from lwta.dissect.report import write_site
+from lwta.dissect.report import ClassPage, write_site
 from lwta.dissect.report.class_page import most
 from lwta.dissect.report.tint import tint
 from lwta.dissect.report.unit_page import PLOT, bars, histogram_text
-from tests.pages import MINUS
-from tests.sites import exemplar, histogram, plain, site, unit_page, written
+from tests.pages import MINUS, dangling
+from tests.sites import class_units, exemplar, histogram, plain, site, unit_page, written
 from tests.test_page import explanation, rival, unit
 
 
@@ -183,7 +183,7 @@ def test_a_unit_names_its_rivals_classes_and_nearest_units_with_links(tmp_path):
 
 def test_a_class_name_that_two_classes_share_is_not_linked(tmp_path):
     first = {"pushes": [("crane", 0.5), ("cow", 0.25)]}
-    page = written(tmp_path / "report", classes=["crane", "crane", "cow"], first=first)["units/act/0.html"]
+    page = written(tmp_path / "report", names=["crane", "crane", "cow"], first=first)["units/act/0.html"]
     assert "crane +0.500 cow +0.250" in page.text
     assert [link for link in page.links if "classes" in link] == ["../../classes/2.html"]
 
@@ -253,6 +253,20 @@ def test_a_class_without_images_says_so(pages):
     page = pages["classes/2.html"]
     assert "None of the surveyed images is of this class" in page.text
     assert "table" not in page.tags
+
+
+def test_a_class_whose_images_nobody_knows_claims_no_accuracy(tmp_path):
+    units = [("act", class_units()), ("conv.0", class_units())]
+    classes = [ClassPage(0, "cat", 12, None, units), ClassPage(1, "dog", 0, None, units)]
+    found = written(tmp_path / "report", classes=classes)
+    assert "Beside each, the surveyed images predicted as it" in found["index.html"].text
+    assert "cat 12 dog 0 How to read" in found["index.html"].text
+    for k, count in enumerate((12, 0)):
+        text = found[f"classes/{k}.html"].text.split("How to read")[0]
+        assert f"{count} of the surveyed images are predicted as this class; whether they are" in text
+        assert "right" not in text
+        assert ("Drive it where it is predicted" in text) == (count > 0)
+    assert list(dangling(tmp_path / "report")) == []
 
 
 def test_classes_lead_to_those_before_and_after(pages):
