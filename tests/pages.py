@@ -59,7 +59,7 @@ class Page(HTMLParser):
     def handle_startendtag(self, tag, attrs):
         assert len(dict(attrs)) == len(attrs), f"an attribute twice: {attrs}"
         self.elements.append((tag, dict(attrs)))
-        self.styles += [value for name, value in attrs if name == "style"]
+        self.styles += [value or "" for name, value in attrs if name == "style"]
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag

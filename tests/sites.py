@@ -62,7 +62,10 @@ ERRORS = class_units(
 NONE = class_units(fires=NAN, drives=NAN)
 
 
-def exemplar(image=5, name="five.png", value=1.25, values=((0.0, 2.0), (-1.0, 0.0))):
+VALUES = ((0.0, 2.0), (-1.0, 0.0))
+
+
+def exemplar(image=5, name="five.png", value=1.25, values=VALUES):
     return Exemplar(image, name, value, None if values is None else np.array(values, dtype=np.float32))
 
 

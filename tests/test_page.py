@@ -251,8 +251,9 @@ def test_units_lead_to_their_pages_where_there_are_some():
 
 
 def test_the_shown_map_is_that_of_the_unit():
-    found = page(unit())
-    assert np.array_equal(np.asarray(found.picture("where unit 17 fired")), np.asarray(tint(unit().map)))
+    values = np.array([[0.0, 1.5, 0.5], [-0.75, 0.0, -2.0]])
+    shown = page(unit(map=values)).picture("where unit 17 fired")
+    assert np.array_equal(np.asarray(shown), np.asarray(tint(values)))
 
 
 def test_maps_of_one_unit_number_in_two_layers_are_kept_apart():

@@ -127,9 +127,11 @@ def test_each_unit_is_shown_with_the_images_on_which_it_won_hardest(reported):
 
 
 def test_every_link_of_every_page_leads_to_a_file(reported):
+    classes = load_run(reported.run).data.class_names
+    assert classes
     places = [place.partition("/")[0] for place in reported.pages]
     assert {place: places.count(place) for place in places} == {
-        "index.html": 1, "units": 96, "classes": len(load_run(reported.run).data.class_names), "inputs": 8,
+        "index.html": 1, "units": 96, "classes": len(classes), "inputs": 8,
     }  # fmt: skip
     assert inputs(reported.run) == {f"test-{k}.html" for k in range(8)}
     assert list(dangling(reported.run / "report")) == []

@@ -13,7 +13,7 @@ from lwta.dissect.report.class_page import most
 from lwta.dissect.report.tint import tint
 from lwta.dissect.report.unit_page import PLOT, bars, histogram_text
 from tests.pages import MINUS, dangling
-from tests.sites import class_units, exemplar, histogram, plain, site, unit_page, written
+from tests.sites import VALUES, class_units, exemplar, histogram, plain, site, unit_page, written
 from tests.test_page import explanation, rival, unit
 
 
@@ -154,8 +154,8 @@ def test_the_exemplars_of_a_unit_in_their_groups_with_values_and_maps(pages):
     assert "1.25 five.png" in random
     found = [address for address in page.addresses if address.endswith(".jpg")]
     assert found == ["../../images/5.jpg", "../../images/6.jpg", "../../images/5.jpg"]
-    shown = page.picture("where unit 0 fired on five.png")
-    assert np.array_equal(np.asarray(shown), np.asarray(tint(exemplar().map)))
+    shown, values = page.picture("where unit 0 fired on five.png"), np.array(VALUES, dtype=np.float32)
+    assert np.array_equal(np.asarray(shown), np.asarray(tint(values)))
 
 
 def test_maps_beside_a_value_of_the_class_token_are_told_from_it(tmp_path, pages):
