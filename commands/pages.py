@@ -79,10 +79,11 @@ def layer_page(layer: str, labels: Labels, found: Survey) -> LayerPage:
 def class_page(k: int, found: Survey, name: str) -> ClassPage:
     """Class ``k``, by the images surveyed."""
     own = class_images(found) == k
+    known = bool((found.targets >= 0).any())
     return ClassPage(
         index=k,
         name=name,
         images=int(own.sum()),
-        right=int((own & (found.predicted == k)).sum()),
+        right=int((own & (found.predicted == k)).sum()) if known else None,
         layers=[(layer, class_units(found, layer, k)) for layer in found.layers],
     )

@@ -1,9 +1,4 @@
-"""A small site, made up, and its pages taken apart."""
-
-import json
-import re
-from html.parser import HTMLParser
-from urllib.parse import unquote
+"""A small site, made up, and its pages."""
 
 import numpy as np
 import pandas as pd
@@ -20,48 +15,11 @@ from lwta.dissect.report import (
     UnitPage,
     write_site,
 )
-from tests.test_page import explanation, picture, unit
+from tests.pages import Page, read_page
+from tests.test_page import explanation, unit
 
-MINUS = "\N{MINUS SIGN}"
-NAUGHTY = [
-    "<script>alert(1)</script>",
-    "</script><img src=x onerror='alert(1)'>",
-    "\"><img src=x onerror='alert(1)'>",
-    "a & b",
-    "{{ 7 * 7 }}",
-    "url(x); --picture: '",
-    "../../etc/passwd",
-]
 CLASSES = ["cat", "dog", "cow"]
 NAN = torch.full((4,), float("nan"))
-
-
-class Page(HTMLParser):
-    """Tags, attributes, links, ids, text, and the data of a page of a site."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.texts, self.links = [], [], [], []
-        self.images, self.scripts = {}, []
-        self.feed(html)
-        self.text = " ".join(" ".join(self.texts).split())
-        self.ids = {value for name, value in self.attributes if name == "id"}
-        self.data = json.loads(self.scripts[0]) if self.scripts else None
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        found = dict(attrs)
-        self.links += [found[name] for name in ("href", "src") if name in found]
-        self.links += re.findall(r"--picture: url\('?([^')]*)'?\)", found.get("style") or "")
-        if tag == "img":
-            self.images[found["alt"]] = found["src"]
-
-    def handle_data(self, data):
-        if self.cdata_elem == "script":
-            self.scripts.append(data)
-        elif self.cdata_elem != "style":
-            self.texts.append(data)
 
 
 def rows(layers, label="grass"):
@@ -104,7 +62,10 @@ ERRORS = class_units(
 NONE = class_units(fires=NAN, drives=NAN)
 
 
-def exemplar(image=5, name="five.png", value=1.25, values=((0.0, 2.0), (-1.0, 0.0))):
+VALUES = ((0.0, 2.0), (-1.0, 0.0))
+
+
+def exemplar(image=5, name="five.png", value=1.25, values=VALUES):
     return Exemplar(image, name, value, None if values is None else np.array(values, dtype=np.float32))
 
 
@@ -122,22 +83,21 @@ def unit_page(row, **changes):
     return UnitPage(row, **(fields | changes))
 
 
-def explained_image(*units, page="explanations/x.html", **changes):
-    found = explanation(*(units or [unit()]), **changes)
-    found.picture = picture()
-    return found
-
-
 def probe_image(index):
     return Image.new("RGB", (16, 16), (10 * index, 100, 200))
 
 
-def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, **changes):
+def class_pages(names, layer):
+    """A page of each class: all right, some wrong, without an image."""
+    told = [class_units(), ERRORS, NONE]
+    sizes = [(20, 20), (15, 10), (0, 0)]
+    return [ClassPage(k, name, *sizes[k], [(layer, told[k])]) for k, name in enumerate(names)]
+
+
+def site(layers=("act", "conv.0"), label="grass", names=CLASSES, first=None, **changes):
     """A small site; ``first`` changes the page of the first unit."""
     table = rows(layers, label)
     pages = [unit_page(row, **((first or {}) if k == 0 else {})) for k, row in enumerate(plain(table))]
-    told = [class_units(), ERRORS, NONE]
-    sizes = [(20, 20), (15, 10), (0, 0)]
     fields = {
         "run": "quick", "summary": [("images per second", "12")], "score": None, "table": table,
         "layers": [
@@ -145,32 +105,13 @@ def site(layers=("act", "conv.0"), label="grass", classes=CLASSES, first=None, *
             LayerPage(layers[1], 3, None, "cls", 0.25, 0, 0, float("nan")),
         ],
         "units": iter(pages),
-        "classes": [
-            ClassPage(k, name, *sizes[k], [(layers[0], told[k])]) for k, name in enumerate(classes)
-        ],
-        "explained": [explained_image(layer=layers[0])], "picture": probe_image,
+        "classes": class_pages(names, layers[0]),
+        "explained": [explanation(unit(), layer=layers[0])], "picture": probe_image,
     }  # fmt: skip
     return Site(**(fields | changes))
 
 
-def written(folder, **changes):
+def written(folder, **changes) -> dict[str, Page]:
     """Pages of a site by their path in its folder."""
     write_site(folder, site(**changes))
-    return {
-        path.relative_to(folder).as_posix(): Page(path.read_text(encoding="utf-8"))
-        for path in sorted(folder.rglob("*.html"))
-    }
-
-
-def dangling(folder):
-    """Links that lead nowhere: to no file, out of the folder, or to no part of a page."""
-    for path in folder.rglob("*.html"):
-        for link in Page(path.read_text(encoding="utf-8")).links:
-            if link.startswith("data:image/"):
-                continue
-            name, _, part = link.partition("#")
-            goal = (path.parent / unquote(name)).resolve() if name else path.resolve()
-            inside = goal.is_file() and goal.is_relative_to(folder.resolve())
-            known = inside and (not part or "=" in part or part in Page(goal.read_text()).ids)
-            if not known or "?" in name:
-                yield path.relative_to(folder).as_posix(), link
+    return {path.relative_to(folder).as_posix(): read_page(path) for path in sorted(folder.rglob("*.html"))}

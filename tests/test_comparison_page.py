@@ -19,7 +19,7 @@ from lwta.dissect.report.comparison import comparison_frame, summaries, write_co
 from lwta.dissect.report.pareto import marker_path, pareto
 from tests.comparing import compare_args, explanation, fired, row, set_data
 from tests.conftest import refused
-from tests.pages import Page, check_alone, check_links
+from tests.pages import MINUS, NAUGHTY, Page, check_alone, check_links
 
 
 def written(folder: Path, rows, images=(), said=()) -> str:
@@ -166,7 +166,7 @@ def test_an_image_has_a_column_of_each_run_with_its_own_numbers(tmp_path):
     assert sparse.startswith(
         " sparse right frog 90.0 % deer 10.0 % blocks.1.mlp.act: 1 of 96 units fired, 4.17 %"
     )
-    assert sparse.endswith("1 pond \N{MINUS SIGN}0.500 ")
+    assert sparse.endswith(f"1 pond {MINUS}0.500 ")
     assert dense.startswith(" deer 60.0 % frog 40.0 % layer4.act:")
     assert "2 hoof +0.250" in dense
 
@@ -201,10 +201,7 @@ def test_each_column_leads_to_a_page_of_its_own_that_names_image_and_run(tmp_pat
     assert images[0].explanations[1].image == "test:12"  # what was explained is left as it was
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "../../etc", "{{ 7 * 7 }}", "x" * 300],
-)
+@pytest.mark.parametrize("text", [*NAUGHTY, "x" * 300])
 def test_untrusted_text_appears_as_text_and_leads_nowhere(tmp_path, text):
     def page(folder, text, other):
         rows = [row(text, 1 / 24, 0.9), row(other, 0.0, 0.8)]
@@ -214,7 +211,7 @@ def test_untrusted_text_appears_as_text_and_leads_nowhere(tmp_path, text):
     plain, html = page(tmp_path / "plain", "qq", "qq2"), page(tmp_path / "odd", text, f"{text}2")
     check_alone(html)
     found, wanted = Page(html), Page(plain)
-    assert [(tag, list(own)) for tag, own in found.tags] == [(tag, list(own)) for tag, own in wanted.tags]
+    assert found.shape == wanted.shape
     assert " ".join(found.texts).count(text) == " ".join(wanted.texts).count("qq") > 30
     pages = check_links(tmp_path / "odd" / "index.html")
     assert len(set(pages)) == 4
@@ -244,8 +241,8 @@ def test_the_first_four_images_are_explained_by_every_run_as_explain_does(compar
             changes = sorted(
                 (u["silenced"] for u in fired if u["silenced"] is not None), key=lambda v: -abs(v)
             )
-            shown = re.findall(r"[+\N{MINUS SIGN}]\d\.\d{3}", column.split("How to read")[0])
-            assert shown == [f"{v:+.3f}".replace("-", "\N{MINUS SIGN}") for v in changes[:5]]
+            shown = re.findall(rf"[+{MINUS}]\d\.\d{{3}}", column.split("How to read")[0])
+            assert shown == [f"{v:+.3f}".replace("-", MINUS) for v in changes[:5]]
 
 
 def test_the_table_that_is_printed_stands_on_the_page(compared):

@@ -11,7 +11,7 @@ import dissect
 from lwta.dissect.report import render_gallery
 from lwta.dissect.report.names import file_stem, numbered
 from tests.comparing import explanation, fired
-from tests.pages import Page, check_alone, check_links
+from tests.pages import MINUS, NAUGHTY, Page, check_alone, check_links
 
 
 def gallery(*explained, name="run", page="page.html"):
@@ -59,11 +59,10 @@ def test_the_five_units_of_the_last_layer_that_changed_most_are_named_the_larges
     e = explanation(*(fired(unit, change, f"word {unit}") for unit, change in changes.items()))
     e.layers.insert(0, explanation(fired(90, 9.0, "of an earlier layer"), layer="blocks.0.mlp.act").layers[0])
     shown = Page(gallery(e)).text.split("silenced", 1)[1].split("How to read")[0]
-    minus = "\N{MINUS SIGN}"
     assert (
         shown.split()
         == (
-            f"1 word 1 {minus}0.700 6 word 6 {minus}0.400 2 word 2 +0.300 4 word 4 {minus}0.200 "
+            f"1 word 1 {MINUS}0.700 6 word 6 {MINUS}0.400 2 word 2 +0.300 4 word 4 {MINUS}0.200 "
             "0 word 0 +0.100"
         ).split()
     )
@@ -82,9 +81,7 @@ def test_a_value_of_the_other_sign_is_marked():
     assert "grass (other sign)" in Page(gallery(explanation(unit))).text
 
 
-@pytest.mark.parametrize(
-    "text", ["<script>alert(1)</script>", "\"><img src=x onerror='alert(1)'>", "a & b", "{{ 7 * 7 }}"]
-)
+@pytest.mark.parametrize("text", NAUGHTY)
 def test_untrusted_text_appears_as_text_wherever_it_is_shown(text):
     plain = Page(gallery(explanation(image="i"), name="n"))
     html = gallery(
@@ -94,8 +91,7 @@ def test_untrusted_text_appears_as_text_wherever_it_is_shown(text):
     )
     check_alone(html)
     found = Page(html)
-    assert [tag for tag, _ in found.tags] == [tag for tag, _ in plain.tags]
-    assert [list(own) for _, own in found.tags] == [list(own) for _, own in plain.tags]
+    assert found.shape == plain.shape
     # title and heading, the card's heading, two classes, layer, label
     assert " ".join(found.texts).count(text) == 7
 
@@ -148,7 +144,7 @@ def test_several_images_make_a_gallery_of_what_was_explained(run, capsys):
         assert f"{found['image']} {name} {100 * probability:.1f} %" in text
         measured = [unit for unit in found["layers"][-1]["fired"] if unit["silenced"] is not None]
         best = max(measured, key=lambda unit: abs(unit["silenced"]))
-        change = f"{best['silenced']:+.3f}".replace("-", "\N{MINUS SIGN}")
+        change = f"{best['silenced']:+.3f}".replace("-", MINUS)
         assert f"unit label silenced {best['unit']} {best['label'] or best['reason']} {change}" in text
 
 

@@ -1,10 +1,7 @@
 """The page of one input: self-contained, escaped, and the numbers and pixels that it shows."""
 
-import base64
-import io
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -24,15 +21,8 @@ from lwta.dissect.explanation import (
 from lwta.dissect.report import render_input
 from lwta.dissect.report.page import render_explanation
 from lwta.dissect.report.tint import tint
+from tests.pages import MINUS, NAUGHTY, Page, check_alone
 
-MINUS = "\N{MINUS SIGN}"
-NAUGHTY = [
-    "<script>alert(1)</script>",
-    "\"><img src=x onerror='alert(1)'>",
-    "a & b",
-    "{{ 7 * 7 }}",
-    "');x:url('",
-]
 PICTURE = "the input as the network saw it"
 
 
@@ -85,28 +75,6 @@ def everything(text="zzzz", **changes):
     return replace(found, **changes)
 
 
-class Page(HTMLParser):
-    """Tags, attributes and text of a page; ``images`` are its pictures by their alternative text."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.attributes, self.texts, self.images = [], [], [], {}
-        self.feed(html)
-        self.text = " ".join(" ".join(self.texts).split())
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        if tag == "img":
-            found = dict(attrs)
-            data = base64.b64decode(found["src"].partition(";base64,")[2])
-            self.images[found["alt"]] = Image.open(io.BytesIO(data))
-
-    def handle_data(self, data):
-        if self.cdata_elem != "style":
-            self.texts.append(data)
-
-
 def page(*args, **options):
     return Page(render_input(explanation(*args, **options)))
 
@@ -122,15 +90,11 @@ def told(*args, **options):
 @pytest.mark.parametrize("render", [render_input, render_explanation])
 def test_a_page_and_a_fragment_ask_nothing_of_any_server_and_run_nothing(render):
     html = render(everything())
-    without = re.sub(r"(url\('|\")data:image/(png|jpeg);base64,[A-Za-z0-9+/=]+('\)|\")", "", html)
-    for part in ("http:", "https:", "url(", "@import", "data:"):
-        assert part not in without, part
-    found = Page(html)
-    assert not {"script", "link", "iframe", "object", "embed", "base", "form"} & set(found.tags)
-    links = [value for name, value in found.attributes if name in ("src", "href", "srcset", "action")]
-    assert len(links) == 2  # the input and one map
-    assert all(value.startswith("data:image/png;base64,") for value in links)
-    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    check_alone(html)
+    pictures = Page(html).addresses
+    assert len(pictures) == 3  # the input, and again below the one map
+    assert all(address.startswith("data:image/png;base64,") for address in pictures)
+    assert len(set(pictures)) == 2
 
 
 def test_a_fragment_is_the_page_without_its_frame():
@@ -146,12 +110,11 @@ def test_a_fragment_is_the_page_without_its_frame():
 @pytest.mark.parametrize("render", [render_input, render_explanation])
 def test_untrusted_text_appears_as_text_wherever_it_is_shown(render, text):
     plain, found = Page(render(everything())), Page(render(everything(text)))
-    assert found.tags == plain.tags
-    assert [name for name, _ in found.attributes] == [name for name, _ in plain.attributes]
+    assert found.shape == plain.shape
     count = " ".join(plain.texts).count("zzzz")
     assert count >= 18  # image, classes, target, against, draws, change, layer, each unit's words
     assert " ".join(found.texts).count(text) == count
-    labels = [[value for name, value in one.attributes if name == "aria-label"] for one in (plain, found)]
+    labels = [[meter["aria-label"] for meter in one.all("meter")] for one in (plain, found)]
     assert labels[1] == [value.replace("zzzz", text) for value in labels[0]]
 
 
@@ -230,7 +193,7 @@ def test_classes_target_and_completeness_are_shown():
     found = page(unit())
     for part in ("frog", "71.0 %", "deer", "18.0 %", "+2.50 above the mean", "+0.620", f"{MINUS}0.587"):
         assert part in found.text, part
-    assert [value for name, value in found.attributes if name == "value"] == ["0.71", "0.18"]
+    assert [meter["value"] for meter in found.all("meter")] == ["0.71", "0.18"]
 
 
 def test_the_class_it_is_set_against_is_named():
@@ -282,22 +245,22 @@ def test_units_lead_to_their_pages_where_there_are_some():
         return f"units/{layer}/{unit}.html" if unit != 20 else None
 
     found = Page(render_input(explanation(unit(), unit(unit=18, silenced=None)), links))
-    targets = [value for name, value in found.attributes if name == "href"]
-    assert {f"units/blocks.1.mlp.act/{k}.html" for k in (17, 18, 19)} == set(targets)
+    assert {f"units/blocks.1.mlp.act/{k}.html" for k in (17, 18, 19)} == set(found.links)
 
 
 # --- pictures ------------------------------------------------------------------------------------
 
 
 def test_the_shown_map_is_that_of_the_unit():
-    found = page(unit())
-    assert np.array_equal(np.asarray(found.images["where unit 17 fired"]), np.asarray(tint(unit().map)))
+    values = np.array([[0.0, 1.5, 0.5], [-0.75, 0.0, -2.0]])
+    shown = page(unit(map=values)).picture("where unit 17 fired")
+    assert np.array_equal(np.asarray(shown), np.asarray(tint(values)))
 
 
 def test_maps_of_one_unit_number_in_two_layers_are_kept_apart():
     found = explanation(unit(map=np.ones((1, 1))))
     found.layers += explanation(unit(map=-np.ones((1, 1))), layer="blocks.0.mlp.act").layers
-    sources = [value for name, value in Page(render_input(found)).attributes if name == "src"]
+    sources = [image["src"] for image in Page(render_input(found)).all("img")]
     assert len(set(sources[1:])) == 2
 
 
@@ -305,7 +268,7 @@ def test_the_shown_input_keeps_the_pixels_of_a_small_image():
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     found = explanation(unit())
     found.picture = Image.fromarray(pixels)
-    shown = Page(render_input(found)).images[PICTURE]
+    shown = Page(render_input(found)).picture(PICTURE)
     assert np.array_equal(np.asarray(shown), pixels)
 
 
@@ -343,3 +306,11 @@ def test_the_larger_a_value_the_deeper_its_colour_against_the_maps_own_peak():
 
 def test_a_map_of_nothing_is_dark_everywhere():
     assert not np.asarray(tint(np.zeros((3, 4))))[..., :3].any()
+
+
+def test_the_colours_and_opacities_of_a_map():
+    found = np.asarray(tint(np.array([[0.0, 2.0], [-1.0, 1e-6]])))
+    assert found[0, 0].tolist() == [0, 0, 0, round(255 * 0.65)]
+    assert found[0, 1].tolist() == [255, 140, 0, round(255 * 0.7)]
+    assert found[1, 0].tolist() == [40, 120, 255, round(255 * (0.25 + 0.45 / 2))]
+    assert found[1, 1].tolist() == [255, 140, 0, round(255 * 0.25)]

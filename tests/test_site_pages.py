@@ -1,30 +1,20 @@
 """The pages of networks, units and classes: the numbers, images and links that they show."""
 
-import base64
-import io
 import re
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lwta.dissect.evaluate import TruthScore
-from lwta.dissect.report import (
-    write_site,
-)
+from lwta.dissect.explanation import Drawn
+from lwta.dissect.report import ClassPage, write_site
 from lwta.dissect.report.class_page import most
 from lwta.dissect.report.tint import tint
 from lwta.dissect.report.unit_page import PLOT, bars, histogram_text
-from tests.sites import (
-    MINUS,
-    exemplar,
-    explained_image,
-    histogram,
-    site,
-    written,
-)
-from tests.test_page import explanation, unit
+from tests.pages import MINUS, dangling
+from tests.sites import VALUES, class_units, exemplar, histogram, plain, site, unit_page, written
+from tests.test_page import explanation, rival, unit
 
 
 @pytest.fixture(scope="module")
@@ -80,31 +70,54 @@ def test_without_scripts_a_sentence_names_the_file_with_the_same_rows(tmp_path):
     assert re.search(r'<div id="browser" hidden>', html)
 
 
-def test_the_units_that_changed_most_are_listed_whichever_contributes_most(tmp_path):
+def test_the_card_of_an_input_shows_the_units_that_changed_most_as_they_were_explained(tmp_path):
     changes = enumerate([0.1, -0.9, 0.2, 0.3])
     units = [unit(unit=k, label=f"word {k}", silenced=change) for k, change in changes]
-    units += [unit(unit=7, silenced=0.05), unit(unit=8, silenced=0.5, negative=True)]
-    units[3].label, units[3].reason = None, "never won"
-    found = written(tmp_path / "report", explained=[explained_image(*units, layer="act")])
-    shown = found["index.html"].text.split("silenced", 1)[1]
-    wanted = "8 grass (other sign) +0.500 3 never won +0.300 2 word 2 +0.200 0 word 0 +0.100 "
+    units += [unit(unit=7, label="sky", silenced=0.05), unit(unit=8, silenced=0.5, value=-1.0)]
+    units += [unit(unit=9, label=None, reason="rare", silenced=-0.4), unit(unit=10, silenced=None)]
+    page = written(tmp_path / "report", explained=[explanation(*units, layer="act")])["index.html"]
+    shown = page.text.split("label silenced", 1)[1]
+    wanted = f"8 grass (other sign) +0.500 9 rare {MINUS}0.400 3 word 3 +0.300 2 word 2 +0.200 Units"
     assert shown.strip().startswith(f"1 word 1 {MINUS}0.900 {wanted}")
-    assert "../units/act/1.html" in found["inputs/test-12.html"].links
+    assert "frog 71.0 % deer 18.0 %" in page.text
+    assert "act: 8 of 96 units fired, 4.17 % at each position." in page.text
+    assert page.images.keys() == {"the input as the network saw it"}
+    assert not [link for link in page.links if link.startswith("units/")]
+    assert page.links.count("inputs/test-12.html") == 1
 
 
 def test_the_last_of_several_layers_is_shown_of_an_input(tmp_path):
-    found = explained_image(unit(unit=1, label="early"), layer="act")
-    found.layers += explanation(unit(unit=2, label="late"), layer="conv.0").layers
+    found = explanation(unit(label="early"), layer="act")
+    found.layers += explanation(unit(label="late"), layer="conv.0").layers
     text = written(tmp_path / "report", explained=[found])["index.html"].text
-    assert "2 late" in text
-    assert "1 early" not in text
+    assert "late" in text
+    assert "early" not in text
+
+
+# --- inputs --------------------------------------------------------------------------------------
 
 
 def test_inputs_of_one_name_have_pages_of_their_own(tmp_path):
-    found = written(tmp_path / "report", explained=[explained_image(), explained_image(unit(label="sky"))])
-    assert "sky" not in found["inputs/test-12.html"].text
-    assert "sky" in found["inputs/test-12-2.html"].text
+    explained = [explanation(unit(label=label)) for label in ("hill", "pond")]
+    found = written(tmp_path / "report", explained=explained)
+    assert "pond" not in found["inputs/test-12.html"].text
+    assert "pond" in found["inputs/test-12-2.html"].text
     assert "inputs/test-12-2.html" in found["index.html"].links
+
+
+def test_an_input_leads_to_the_network_and_to_all_units_it_names_that_have_a_page(tmp_path):
+    shown = unit(unit=2, rivals=[rival(3, "sea", 0.5), rival(9, "sky", 0.75)])
+    explained = explanation(
+        shown, unit(unit=1, silenced=None, rivals=[]), layer="act", drawn=[Drawn(0, share=0.5)]
+    )
+    explained.layers += explanation(unit(unit=2, rivals=[]), layer="conv.0").layers
+    page = written(tmp_path / "report", explained=[explained])["inputs/test-12.html"]
+    # the last layer first; no page of a unit 9
+    units = ["conv.0/2", "act/2", "act/3", "act/1", "act/0"]
+    assert page.links == ["../index.html", *(f"../units/{name}.html" for name in units)]
+    for link in page.links:
+        assert (tmp_path / "report" / "inputs" / link).is_file()
+    assert page.text.startswith("test:12: frog quick test:12: frog")
 
 
 # --- units ---------------------------------------------------------------------------------------
@@ -139,11 +152,20 @@ def test_the_exemplars_of_a_unit_in_their_groups_with_values_and_maps(pages):
     assert "1.25 five.png" in hardest
     assert f"{MINUS}0.5 six.png" in middle
     assert "1.25 five.png" in random
-    found = [link for link in page.links if link.endswith(".jpg")]
+    found = [address for address in page.addresses if address.endswith(".jpg")]
     assert found == ["../../images/5.jpg", "../../images/6.jpg", "../../images/5.jpg"]
-    data = page.images["where unit 0 fired on five.png"].partition(";base64,")[2]
-    shown = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert np.array_equal(np.asarray(shown), np.asarray(tint(exemplar().map)))
+    shown, values = page.picture("where unit 0 fired on five.png"), np.array(VALUES, dtype=np.float32)
+    assert np.array_equal(np.asarray(shown), np.asarray(tint(values)))
+
+
+def test_maps_beside_a_value_of_the_class_token_are_told_from_it(tmp_path, pages):
+    told = "The value is that at the class token"
+    assert told in pages["units/conv.0/0.html"].text
+    assert told not in pages["units/act/0.html"].text
+    bare = {"top": [exemplar(values=None)], "middle": [], "random": []}
+    table = site().table
+    units = [unit_page(row, **bare) for row in plain(table)]
+    assert told not in written(tmp_path / "report", units=units)["units/conv.0/0.html"].text
 
 
 def test_a_unit_names_its_rivals_classes_and_nearest_units_with_links(tmp_path):
@@ -161,7 +183,7 @@ def test_a_unit_names_its_rivals_classes_and_nearest_units_with_links(tmp_path):
 
 def test_a_class_name_that_two_classes_share_is_not_linked(tmp_path):
     first = {"pushes": [("crane", 0.5), ("cow", 0.25)]}
-    page = written(tmp_path / "report", classes=["crane", "crane", "cow"], first=first)["units/act/0.html"]
+    page = written(tmp_path / "report", names=["crane", "crane", "cow"], first=first)["units/act/0.html"]
     assert "crane +0.500 cow +0.250" in page.text
     assert [link for link in page.links if "classes" in link] == ["../../classes/2.html"]
 
@@ -199,30 +221,12 @@ def test_the_text_of_a_histogram_tells_its_range_and_its_peak(pages):
     )
     assert histogram_text(histogram()) == told
     page = pages["units/act/0.html"]
-    assert ("aria-label", told) in page.attributes
+    assert page.all("svg", **{"aria-label": told})
     assert page.tags.count("rect") == 2
     assert f"3 0 images {MINUS}1 2 value where it fired" in page.text
     assert "from 1 to 2" in histogram_text(histogram((0, 0, 3)))
     small = histogram_text(histogram((0, 1), (0.03, 0.0312, 0.0325)))
     assert "on the 1 image surveyed on which it fired: from 0.0312 to 0.0325" in small
-
-
-# --- tint ----------------------------------------------------------------------------------------
-
-
-def test_a_tint_darkens_silence_and_colours_values_by_their_sign_and_magnitude():
-    found = np.asarray(tint(np.array([[0.0, 2.0], [-1.0, 1e-6]])))
-    assert found.shape == (2, 2, 4)
-    assert found[0, 0].tolist() == [0, 0, 0, round(255 * 0.65)]
-    assert found[0, 1].tolist() == [255, 140, 0, round(255 * 0.7)]
-    assert found[1, 0].tolist() == [40, 120, 255, round(255 * (0.25 + 0.45 / 2))]
-    assert found[1, 1].tolist() == [255, 140, 0, round(255 * 0.25)]
-
-
-def test_the_scale_of_a_tint_is_its_own_peak_and_a_silent_map_is_dark():
-    values = np.array([[0.5, -0.25, 0.0]])
-    assert np.array_equal(np.asarray(tint(values)), np.asarray(tint(1e-3 * values)))
-    assert (np.asarray(tint(np.zeros((2, 3)))) == [0, 0, 0, 166]).all()
 
 
 # --- classes -------------------------------------------------------------------------------------
@@ -249,6 +253,20 @@ def test_a_class_without_images_says_so(pages):
     page = pages["classes/2.html"]
     assert "None of the surveyed images is of this class" in page.text
     assert "table" not in page.tags
+
+
+def test_a_class_whose_images_nobody_knows_claims_no_accuracy(tmp_path):
+    units = [("act", class_units()), ("conv.0", class_units())]
+    classes = [ClassPage(0, "cat", 12, None, units), ClassPage(1, "dog", 0, None, units)]
+    found = written(tmp_path / "report", classes=classes)
+    assert "Beside each, the surveyed images predicted as it" in found["index.html"].text
+    assert "cat 12 dog 0 How to read" in found["index.html"].text
+    for k, count in enumerate((12, 0)):
+        text = found[f"classes/{k}.html"].text.split("How to read")[0]
+        assert f"{count} of the surveyed images are predicted as this class; whether they are" in text
+        assert "right" not in text
+        assert ("Drive it where it is predicted" in text) == (count > 0)
+    assert list(dangling(tmp_path / "report")) == []
 
 
 def test_classes_lead_to_those_before_and_after(pages):

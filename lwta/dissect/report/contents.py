@@ -81,15 +81,15 @@ class ClassPage(NamedTuple):
 
     Attributes:
         index: its place in the logits.
-        images: of this class, among those surveyed.
-        right: how many of them are predicted as it.
+        images: of this class, among those surveyed; predicted as it, where their true class is unknown.
+        right: how many of them are predicted as it; None where their true class is unknown.
         layers: (layer, what its units do on those images).
     """
 
     index: int
     name: str
     images: int
-    right: int
+    right: int | None
     layers: list[tuple[str, ClassUnits]]
 
 
