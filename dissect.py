@@ -67,7 +67,7 @@ COMMANDS = {
         report,
         ("network",),
         "the pages of a labelled network",
-        ("images", "*", "image files, or SPLIT:INDEX of the run's data"),
+        ("images", "*", "image files, folders of them, or SPLIT:INDEX of the run's data"),
     ),
     "app": Command(app, ("network",), "images explained in the browser, units silenced by a click"),
     "compare": Command(

@@ -59,10 +59,9 @@ def compare(
     opened = [(subject, subject.run) for subject in subjects if subject.run]
     shown = SideBySide(opened, images, split)
     comparison, identities = _compared([run for _, run in opened], names, split, batch_size, num_workers)
+    explained = list(shown.explained())  # before anything is replaced
     paths = write_comparison(folder, comparison)
-    page = write_comparison_page(
-        folder, comparison, sentences(comparison, identities), list(shown.explained())
-    )
+    page = write_comparison_page(folder, comparison, sentences(comparison, identities), explained)
     print(comparison_text(comparison, identities))
     print(f"wrote {paths[0]}, {paths[1].name} and {page.name}")
 

@@ -76,8 +76,11 @@ class Evidence:
 
     def find_class(self, asked: str | None) -> int | None:
         """The class of a name, or of a number where no class has it for a name."""
-        if asked is None or asked in self.names:
-            return None if asked is None else self.names.index(asked)
+        if asked is None:
+            return None
+        asked = str(asked)  # from Python a number may come as one
+        if asked in self.names:
+            return self.names.index(asked)
         if asked.isdecimal() and int(asked) < len(self.names):
             return int(asked)
         near = get_close_matches(asked, self.names, 5, 0) or self.names[:5]

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from json import dumps
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lwta.dissect.report import render_gallery, render_input
 from lwta.dissect.report.names import numbered
 from lwta.dissect.store import write_whole
 from lwta.errors import InputError
+from models.images import IndexedImages
 
 _GALLERY = Path("explanations") / "index.html"
 
@@ -34,7 +36,7 @@ def explain_images(
 
     Prints a table for each image and writes a page for it, and for several images or a folder a gallery that
     leads to them. Units that fired and have no label yet are labelled, as label does, and the answer is kept
-    beside the others.
+    beside the others. Pages of earlier images of the same name are replaced.
 
     Args:
         images: image files, folders of them, or SPLIT:INDEX of the run's data, such as test:12.
@@ -89,6 +91,13 @@ def expanded(subject: Subject, source: str) -> list[str]:
     if broken:
         print(f"left out {len(broken)} images that do not decode: {', '.join(broken[:5])}", file=sys.stderr)
     return decoding
+
+
+def first_images(subject: Subject, split: str, count: int) -> list[str]:
+    """The first images of a split that decode, as ``SPLIT:INDEX``."""
+    images = IndexedImages(subject.probe(split), subject.transform)
+    decoding = (index for index in range(len(images)) if images[index][1] is not None)
+    return [f"{split}:{index}" for index in islice(decoding, count)]
 
 
 def explained(evidence: Evidence, sources: Iterable[str]) -> Iterator[Explanation]:

@@ -76,8 +76,13 @@ def layer_page(layer: str, labels: Labels, found: Survey) -> LayerPage:
     )
 
 
-def class_page(k: int, found: Survey, name: str) -> ClassPage:
-    """Class ``k``, by the images surveyed."""
+def class_pages(found: Survey, names: Sequence[str]) -> list[ClassPage]:
+    """The classes by the images surveyed; what units do on them is counted when it is asked for."""
+    fired_on = {name: layer.won.sum(0) for name, layer in found.layers.items()}
+    return [_class_page(k, found, name, fired_on) for k, name in enumerate(names)]
+
+
+def _class_page(k: int, found: Survey, name: str, fired_on: Mapping[str, Tensor]) -> ClassPage:
     own = class_images(found) == k
     known = bool((found.targets >= 0).any())
     return ClassPage(
@@ -85,5 +90,5 @@ def class_page(k: int, found: Survey, name: str) -> ClassPage:
         name=name,
         images=int(own.sum()),
         right=int((own & (found.predicted == k)).sum()) if known else None,
-        layers=[(layer, class_units(found, layer, k)) for layer in found.layers],
+        layers=((layer, class_units(found, layer, k, fired_on[layer])) for layer in found.layers),
     )

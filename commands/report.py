@@ -1,17 +1,18 @@
 """``report``: the pages of a labelled network."""
 
+from pathlib import Path
+
 from commands.compare import compare_runs
 from commands.evidence import Evidence
-from commands.explain import explained
+from commands.explain import expanded, explained, first_images
 from commands.options import EvidenceOptions, NetworkOptions
-from commands.subject import Subject, open_subject
+from commands.subject import open_subject
 from commands.survey import SAMPLE, gather
 from lwta.dissect.evaluate import read_evaluation
 from lwta.dissect.labels import labels_for
-from lwta.dissect.report import write_site
 from lwta.dissect.report.comparison import summaries
+from lwta.dissect.report.site import check_folder, write_site
 from lwta.errors import InputError
-from models.images import IndexedImages
 
 _IMAGES = 8  # explained where none are named
 
@@ -30,7 +31,8 @@ def report(
     prints, and writes the same numbers to report/summary.csv.
 
     Args:
-        images: image files, or SPLIT:INDEX of the run's data; the first eight test images where not given.
+        images: image files, folders of them, or SPLIT:INDEX of the run's data; the first eight of the split
+            where not given.
         split: of the run's data that it is judged on: train, validate, test, or any split by its name.
         sample: images of those it was labelled on, evenly spaced, that histograms, rivals and classes are
             counted on.
@@ -44,10 +46,13 @@ def report(
     if known is None:
         named = f"--run {network.run}" if network.run else f"--model {network.model}"
         raise InputError(f"{subject.folder} has no labels to show; make them with dissect.py label {named}")
+    check_folder(subject.folder / "report")
     asked = Evidence(subject, EvidenceOptions(), known.identity["readout"])
-    sources = images or _first_images(subject, split)
-    for source in sources:
-        subject.image(source)  # all, before any work
+    for source in images:
+        if not Path(source).is_dir():
+            subject.image(source)  # all, before any work
+    sources = [source for image in images for source in expanded(subject, image)]
+    sources = sources or ([] if subject.run is None else first_images(subject, split, _IMAGES))
     summary = []
     if subject.run is not None:
         comparison, told = compare_runs([subject.run], [subject.name], split, batch_size, num_workers)
@@ -67,10 +72,3 @@ def report(
     if subject.run is not None:
         comparison.to_csv(page.with_name("summary.csv"), index=False)
     print(f"page: {page}")
-
-
-def _first_images(subject: Subject, split: str) -> list[str]:
-    if subject.run is None:
-        return []
-    judged = IndexedImages(subject.probe(split), subject.transform)
-    return [f"{split}:{index}" for index in range(min(_IMAGES, len(judged))) if judged[index][1] is not None]

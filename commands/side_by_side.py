@@ -1,18 +1,17 @@
 """The same images through several runs: what ``compare`` shows under its table."""
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from commands.evidence import Evidence
-from commands.explain import expanded
+from commands.explain import expanded, first_images
 from commands.options import EvidenceOptions
 from commands.subject import Subject
 from lwta.dissect.labels import Labels
 from lwta.dissect.report import ComparedImage
 from lwta.dissect.report.comparison import labels_to_compare
 from lwta.errors import InputError
-from models.images import UNDECODABLE, read_image
+from models.images import read_image
 from models.run import Run, class_names
 
 _FIRST = 4  # images shown where none are named
@@ -43,7 +42,7 @@ class SideBySide:
         for source in self.sources:
             self._check_same(source)
         # Of the split itself, comparing the runs finds out whether they are the same.
-        self.sources = self.sources or [f"{split}:{index}" for index in _decoding(self.runs[0], split)]
+        self.sources = self.sources or first_images(subject, split, _FIRST)
 
     def _check_same(self, source: str) -> None:
         first, *others = (evidence.subject.image(source) for evidence in self.asked)
@@ -63,21 +62,6 @@ class SideBySide:
                 for asked, labels in zip(self.asked, self.labels, strict=True)
             ]
             yield ComparedImage(name, _truth(self.runs[0], source), found)
-
-
-def _decoding(run: Run, split: str) -> list[int]:
-    """The first images of a split that decode."""
-    data = run.data.dataset(split)
-
-    def decoding() -> Iterator[int]:
-        for index in range(len(data)):  # type: ignore[arg-type]
-            try:
-                read_image(data, index)
-            except UNDECODABLE:
-                continue
-            yield index
-
-    return list(islice(decoding(), _FIRST))
 
 
 def _truth(run: Run, source: str) -> str | None:

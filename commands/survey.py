@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from commands.exemplars import choose, images_of, listed_exemplars, no_longer_there
 from commands.options import LabelOptions
-from commands.pages import class_page, layer_page, unit_pages
+from commands.pages import class_pages, layer_page, unit_pages
 from commands.probe import Probe
 from commands.subject import Subject
 from lwta.dissect.activations import Readout
@@ -83,7 +83,7 @@ def gather(
         layers=[layer_page(layer, labels, found) for layer in sites],
         table=labels.table,
         units=unit_pages(labels, found, shown, maps, classes, partial(_name, probe)),
-        classes=[class_page(k, found, text) for k, text in enumerate(classes)],
+        classes=class_pages(found, classes),
         explained=list(explained),
         picture=partial(_picture, subject, probe),
     )

@@ -38,7 +38,9 @@ def counterfactual(
         after, found = observed(model, images, {name: f.dim for name, f in calls.items()})
     before_p, after_p = logits.softmax(1)[0], found.softmax(1)[0]
     order = torch.maximum(before_p, after_p).argsort(descending=True, stable=True)[:_CLASSES].tolist()
-    compared = (_compare(name, calls[name], after[name], readout) for name in calls)
+    compared = (
+        _compare(name, calls[name], after[name], readout, change.silenced.get(name, [])) for name in calls
+    )
     return Counterfactual(
         told=change.told(),
         classes=[(str(class_names[k]), float(before_p[k]), float(after_p[k])) for k in order],
@@ -47,8 +49,12 @@ def counterfactual(
     )
 
 
-def _compare(name: str, before: Firing, after: Firing, readout: Readout) -> LayerChange:
+def _compare(
+    name: str, before: Firing, after: Firing, readout: Readout, silenced: Sequence[int]
+) -> LayerChange:
     old, new = (readout.positions(firing.fired, firing.dim)[0] for firing in (before, after))  # (T, D)
+    # A silenced unit has not lost its competition; that it is silent has been said.
+    new[:, silenced] |= old[:, silenced]
     gained, lost = new.any(0) & ~old.any(0), old.any(0) & ~new.any(0)
     # Of each block one wins before and one after, so that every winner that changed stands in one new place.
     others = None if before.winner is None else float((new & ~old).sum() / old.sum())

@@ -137,10 +137,12 @@ class LayerExplanation:
             where = f"somewhere, {100 * self.fired_per_position:.2f} % per position, read as their {readout}"
         return f"{text} {where}"
 
-    def completeness(self) -> str:
+    def completeness(self, readout: str) -> str:
         """One sentence: what the attributions sum to, against what silencing all of them changes."""
+        listed = sum(unit.contribution for unit in self.fired)
+        of_these = f", {listed:+.3f} those that fired there" if readout == "cls" else ""
         return (
-            f"its units together contribute {self.contribution:+.3f} to first order; "
+            f"its units together contribute {self.contribution:+.3f} to first order{of_these}; "
             f"silencing all of them changes it by {self.silenced:+.3f}"
         )
 
@@ -251,15 +253,14 @@ class Explanation:
 
     def frame(self) -> pd.DataFrame:
         """A row for each unit that fired, layer by layer, by the magnitude of its contribution."""
-        columns = ("unit", "label", "value", "win_rate", "probability", "margin", "contribution", "silenced")
-        return pd.DataFrame(
-            [
-                {"layer": layer.layer}
-                | {name: getattr(unit, name) for name in (*columns, "excluded", "stability", "sign_differs")}
-                for layer in self.layers
-                for unit in layer.fired
-            ]
-        )
+        columns = ["unit", "label", "value", "win_rate", "probability", "margin", "contribution", "silenced"]
+        columns += ["excluded", "stability", "sign_differs"]
+        rows = [
+            [layer.layer, *(getattr(unit, name) for name in columns)]
+            for layer in self.layers
+            for unit in layer.fired
+        ]
+        return pd.DataFrame(rows, columns=["layer", *columns])
 
     def table(self) -> str:
         """The explanation as text."""

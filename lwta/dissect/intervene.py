@@ -57,6 +57,8 @@ def changed(model: nn.Module, change: Change, sites: Mapping[str, int]) -> Itera
         for layer, winners in change.winners.items():
             stack.enter_context(_forced(model, layer, winners))
         for layer, units in change.silenced.items():
+            if layer not in sites:
+                raise InputError(f"the axis of the units of {layer} is not known; name it among the sites")
             stack.enter_context(silenced(model, layer, torch.tensor([units]), sites[layer]))
         yield
 

@@ -159,16 +159,20 @@ def pushes(survey: Survey, layer: str) -> Tensor:
     return sums / classes.bincount(minlength=survey.classes)[:, None]
 
 
-def class_units(survey: Survey, layer: str, k: int) -> ClassUnits:
+def class_units(survey: Survey, layer: str, k: int, fired_on: Tensor | None = None) -> ClassUnits:
     """What the units of a layer do on the images of class ``k``.
 
     Its images are those that truly show it; where the truth is unknown, those that are predicted as it, and
     these count as rightly predicted.
+
+    Args:
+        fired_on: int64 (D,), images on which each unit fired, where they are counted already.
     """
     found = survey.layers[layer]
     own = class_images(survey) == k
+    fired_on = found.won.sum(0) if fired_on is None else fired_on
     right, wrong = own & _right(survey), own & ~_right(survey)
-    fired, others = found.won[own], found.won.sum(0) - found.won[own].sum(0)
+    fired, others = found.won[own], fired_on - found.won[own].sum(0)
     counts = survey.predicted[wrong].bincount(minlength=survey.classes)
     mistaken = sorted(counts.nonzero()[:, 0].tolist(), key=lambda other: -int(counts[other]))
     return ClassUnits(

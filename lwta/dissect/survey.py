@@ -102,7 +102,9 @@ def survey(
                 continue
             read.clear()
             asked = (targets.to(device), indices)
-            found = attribution.attribute(images.to(device), additional_forward_args=asked)
+            found = attribution.attribute(
+                images.to(device), additional_forward_args=asked, grad_kwargs={"materialize_grads": True}
+            )
             for (name, dim), contribution in zip(sites.items(), found, strict=True):
                 tallies[name].add(read[name], cast(Tensor, contribution).detach(), dim)
     if not seen.blocks:

@@ -38,15 +38,16 @@ def render_class(page: ClassPage, run: str, references: References, around: list
         references: names and pages of units and classes.
         around: the classes before and after, None where there is none.
     """
-    errors = page.layers[0][1].errors if page.layers else 0
-    mistaken = page.layers[0][1].error_classes if page.layers else []
+    layers = list(page.layers)
+    errors = layers[0][1].errors if layers else 0
+    mistaken = layers[0][1].error_classes if layers else []
     return ENVIRONMENT.get_template("class.html.j2").render(
         run=run,
         root="../",
         page=page,
         errors=errors,
         mistaken=[(*references.class_name(index), count) for index, count in mistaken],
-        layers=[_layer(layer, units, references) for layer, units in reversed(page.layers)],  # last first
+        layers=[_layer(layer, units, references) for layer, units in reversed(layers)],  # last first
         before=around[0],
         after=around[1],
     )

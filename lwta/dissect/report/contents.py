@@ -83,14 +83,14 @@ class ClassPage(NamedTuple):
         index: its place in the logits.
         images: of this class, among those surveyed; predicted as it, where their true class is unknown.
         right: how many of them are predicted as it; None where their true class is unknown.
-        layers: (layer, what its units do on those images).
+        layers: (layer, what its units do on those images); taken once, so they need not exist before.
     """
 
     index: int
     name: str
     images: int
     right: int | None
-    layers: list[tuple[str, ClassUnits]]
+    layers: Iterable[tuple[str, ClassUnits]]
 
 
 class Site(NamedTuple):

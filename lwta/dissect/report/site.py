@@ -16,7 +16,10 @@ from lwta.dissect.report.unit_page import render_unit
 from lwta.dissect.store import room
 from lwta.errors import InputError
 
-__all__ = ["ClassPage", "Exemplar", "LayerPage", "Site", "UnitPage", "write_site"]
+__all__ = ["ClassPage", "Exemplar", "LayerPage", "Site", "UnitPage", "check_folder", "write_site"]
+
+#: What lies in the folder of a report; the last is written beside the pages by who judges the network.
+_OWN = {"index.html", "units", "classes", "inputs", "images", "summary.csv"}
 
 
 def write_site(folder: Path, site: Site) -> Path:
@@ -34,11 +37,10 @@ def write_site(folder: Path, site: Site) -> Path:
         The path of ``index.html``.
 
     Raises:
-        InputError: where the folder holds something else than pages, or the disk is full.
+        InputError: where the folder holds anything else than a report, or the disk is full.
         ValueError: where the pages of units are not those of the label table.
     """
-    if folder.exists() and not (folder / "index.html").is_file():
-        raise InputError(f"{folder} is there and holds no report; move it away")
+    check_folder(folder)
     fresh = folder.with_name(f"{folder.name}.new")
     with room(folder):
         try:
@@ -49,6 +51,16 @@ def write_site(folder: Path, site: Site) -> Path:
         finally:
             _remove(fresh)
     return folder / "index.html"
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse to replace what is no report, or holds something besides one."""
+    if not folder.exists():
+        return
+    if not (folder / "index.html").is_file():
+        raise InputError(f"{folder} is there and holds no report; move it away")
+    if others := sorted({path.name for path in folder.iterdir()} - _OWN):
+        raise InputError(f"{folder / others[0]} is no part of a report, which would replace it; move it away")
 
 
 def _write_pages(folder: Path, site: Site) -> None:
@@ -123,6 +135,8 @@ def _replace(folder: Path, fresh: Path) -> None:
     _remove(old)
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def explanation_text(e: Explanation) -> str:
 
 def _layer(layer: LayerExplanation, readout: str, drawn: bool) -> Iterator[str]:
     yield layer.headline(readout)
-    yield layer.completeness()
+    yield layer.completeness(readout)
     stable = ["again"] if drawn else []
     yield (_ROW + " {:>6}" * drawn).format(*_HEAD, *stable)
     yield from (_line(unit, drawn) for unit in layer.measured)
