@@ -24,6 +24,7 @@ from tests.conftest import CLIP, SPLITS, TinyRun, refused
 
 WORDS = ["blue", "leaf", "a red square", "sea", "blé"]
 LAYERS = ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+LAST = f"--layers={LAYERS[1]}"
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -95,12 +96,16 @@ def differing(labels, before):
 
 
 def explained(capsys, args):
-    """The units that fired, layer by layer, and what was said beside."""
+    """The units named, those that fired and their rivals, layer by layer, and what was said beside."""
     capsys.readouterr()
     dissect.main(["explain", *args, "--json"])
     said = capsys.readouterr()
     layers = json.loads(said.out)[0]["layers"]
-    return {layer["layer"]: {u["unit"]: u["label"] for u in layer["fired"]} for layer in layers}, said.err
+    named = {
+        layer["layer"]: {u["unit"]: u["label"] for one in layer["fired"] for u in (one, *one["rivals"])}
+        for layer in layers
+    }
+    return named, said.err
 
 
 # --- the labels ----------------------------------------------------------------------------------
@@ -219,26 +224,26 @@ def test_a_broken_image_counts_nowhere(run, asked, image_folder, tmp_path, capsy
 
 
 def test_explain_labels_the_units_that_fired_and_only_once(run, asked, passes, capsys):
-    fired, said = explained(capsys, [*asked, "test:0"])
-    assert passes == [["clip", LAYERS[1]]]  # the last layer, the only one explained
+    fired, said = explained(capsys, [*asked, "test:0", LAST])
+    assert passes == [["clip", LAYERS[1]]]  # the only one explained
     labels = read_labels(run)
     assert labels.partial == [LAYERS[1]]
     assert labels.table["unit"].tolist() == sorted(fired[LAYERS[1]])
-    assert len(labels.table) == 96 // 24
+    assert len(labels.table) == 3 * 96 // 24  # of each block the winner and two rivals
     told = labels.table.set_index("unit")["label"]
     assert all(
         label == (told[unit] if pd.notna(told[unit]) else None) for unit, label in fired[LAYERS[1]].items()
     )
     assert set(fired[LAYERS[1]].values()) & set(WORDS)
-    assert explained(capsys, [*asked, "test:0"]) == (fired, said)
-    assert explained(capsys, [f"--run={run}", "test:0"]) == (fired, said)  # as the labels were asked for
+    assert explained(capsys, [*asked, "test:0", LAST]) == (fired, said)
+    assert explained(capsys, [f"--run={run}", "test:0", LAST]) == (fired, said)  # as they were asked for
     assert len(passes) == 1
 
 
 def test_explain_adds_what_other_images_make_fire_and_label_the_rest(run, asked, passes, priors, capsys):
-    first, _ = explained(capsys, [*asked, "test:0"])
+    first, _ = explained(capsys, [*asked, "test:0", LAST])
     heard = [*priors]
-    other, said = explained(capsys, [f"--run={run}", f"test:{SPLITS['test'] - 1}"])
+    other, said = explained(capsys, [f"--run={run}", f"test:{SPLITS['test'] - 1}", LAST])
     added = other[LAYERS[1]].keys() - first[LAYERS[1]].keys()
     assert added  # else nothing is tested here
     assert "labelled anew" not in said
@@ -247,7 +252,7 @@ def test_explain_adds_what_other_images_make_fire_and_label_the_rest(run, asked,
     assert len(passes) == 1
     assert len(heard) == 1
     assert priors == heard  # the layer's prior was made once
-    assert heard[0] > len(some.table)  # of all its units, not of those asked for
+    assert heard[0] > some.table["label"].count()  # of all its units, not of those asked for
     explained(capsys, [*asked, "test:0", "--layers=blocks.*"])
     assert passes[1:] == [[LAYERS[0]]]  # a layer that no image was shown
     assert sorted(read_labels(run).partial) == LAYERS
@@ -337,9 +342,9 @@ def test_another_model_makes_the_labels_anew(run, asked, clip_folder, tmp_path, 
 def test_another_way_of_asking_makes_the_labels_anew_and_only_what_it_needs(
     run, asked, passes, capsys, option, keys, shown
 ):
-    dissect.main(["explain", *asked, "test:0"])
+    dissect.main(["explain", *asked, "test:0", LAST])
     before = read_labels(run)
-    _, said = explained(capsys, [*asked, option, "test:0"])
+    _, said = explained(capsys, [*asked, option, "test:0", LAST])
     assert f"labelled anew: {run}/labels.parquet" in said
     assert passes[1:] == shown
     after = read_labels(run)
