@@ -16,7 +16,8 @@ from lwta.dissect.explain import explain
 from lwta.dissect.intervene import Change
 from models.run import load_run
 from tests.conftest import TinyRun, refused
-from tests.test_page import PICTURE, Page
+from tests.pages import Page
+from tests.test_page import PICTURE
 from tests.toy import SIZE, network_args, passes, probe, toys, write_module
 
 __all__ = ["passes", "toys"]  # fixtures
@@ -337,7 +338,7 @@ def test_what_is_no_classifier_is_refused_and_two_classes_are_enough(toys, capsy
 def test_the_picture_of_a_page_is_the_image_as_the_network_saw_it(run, image_folder, capsys):
     asked(capsys, f"--run={run}", "test:0")
     page = Page((run / "explanations" / "test-0.html").read_text(encoding="utf-8"))
-    shown = page.images[PICTURE].convert("RGB")
+    shown = page.picture(PICTURE).convert("RGB")
     original = Image.open(sorted((image_folder / "test" / "blue").iterdir())[0]).convert("RGB")
     assert shown.size == original.size == (16, 16)
     difference = torch.tensor(list(shown.getdata())).float() - torch.tensor(list(original.getdata()))
