@@ -111,7 +111,7 @@ def test_each_unit_is_shown_with_the_images_on_which_it_won_hardest(reported):
             f"{row['label']} or {row['label_2']} unit {row['unit']} of blocks.0.mlp.act "
             f"block {row['block']}, the units {24 * row['block']} to {24 * row['block'] + 23}, "
             f"of which one fires at a position fired on {row['wins']} probe images, "
-            f"{100 * row['win_rate']:.2f} %"
+            f"{100 * row['win_rate']:.2f} %, at the class token"
         )
         wanted = exemplars[exemplars["unit"] == row["unit"]].nsmallest(8, "rank")
         hardest = page.text.split("Where it fired hardest")[1].split("In the middle")[0]
@@ -184,7 +184,7 @@ def test_a_broken_image_is_left_out_of_the_page(image_folder, tmp_path, capsys):
     dissect.main(["label", f"--run={tiny.folder}"])
     dissect.main(["report", f"--run={tiny.folder}"])
     assert "left out 1 images that do not decode: blue/003.png" in capsys.readouterr().err
-    assert inputs(tiny.folder) == {f"test-{k}.html" for k in range(8) if k != 3}
+    assert inputs(tiny.folder) == {f"test-{k}.html" for k in range(9) if k != 3}  # eight that decode
     assert list(dangling(tiny.folder / "report")) == []
 
 

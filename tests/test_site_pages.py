@@ -140,7 +140,7 @@ def test_a_dead_unit_has_a_page_with_the_reason(pages):
     shown = page.text.split("How to read")[0]
     assert "No label unit 3 of act" in shown
     assert "no label never won" in shown
-    assert "it fired on no probe image" in shown
+    assert "It fired on no probe image, so" in shown
     assert not {"img", "svg", "table"} & set(page.tags)
 
 

@@ -24,6 +24,7 @@ from tests.conftest import CLIP, SPLITS, TinyRun, refused
 
 WORDS = ["blue", "leaf", "a red square", "sea", "blé"]
 LAYERS = ["blocks.0.mlp.act", "blocks.1.mlp.act"]
+LAST = f"--layers={LAYERS[1]}"
 WEIGHTS = "open_clip_model.safetensors"
 
 
@@ -95,13 +96,13 @@ def differing(labels, before):
 
 
 def explained(capsys, args):
-    """The units that fired and their rivals, layer by layer, and what was said beside."""
+    """The units named, those that fired and their rivals, layer by layer, and what was said beside."""
     capsys.readouterr()
     dissect.main(["explain", *args, "--json"])
     said = capsys.readouterr()
     layers = json.loads(said.out)[0]["layers"]
     named = {
-        layer["layer"]: {word["unit"]: word["label"] for u in layer["fired"] for word in (u, *u["rivals"])}
+        layer["layer"]: {u["unit"]: u["label"] for one in layer["fired"] for u in (one, *one["rivals"])}
         for layer in layers
     }
     return named, said.err
@@ -223,29 +224,26 @@ def test_a_broken_image_counts_nowhere(run, asked, image_folder, tmp_path, capsy
 
 
 def test_explain_labels_the_units_that_fired_and_only_once(run, asked, passes, capsys):
-    named, said = explained(capsys, [*asked, "test:0"])
-    assert passes == [["clip", *LAYERS]]
+    fired, said = explained(capsys, [*asked, "test:0", LAST])
+    assert passes == [["clip", LAYERS[1]]]  # the only one explained
     labels = read_labels(run)
-    assert labels.partial == LAYERS
-    assert labels.table.groupby("layer")["unit"].agg(list).to_dict() == {
-        layer: sorted(found) for layer, found in named.items()
-    }
-    assert len(labels.table) == 2 * 3 * (96 // 24)  # of each block the winner and two rivals
-    told = labels.table.set_index(["layer", "unit"])["label"]
-    for layer, found in named.items():
-        for unit, label in found.items():
-            assert label == (told[layer, unit] if pd.notna(told[layer, unit]) else None)
-    assert {label for found in named.values() for label in found.values()} & set(WORDS)
-    assert explained(capsys, [*asked, "test:0"]) == (named, said)
-    assert explained(capsys, [f"--run={run}", "test:0"]) == (named, said)  # as the labels were asked for
+    assert labels.partial == [LAYERS[1]]
+    assert labels.table["unit"].tolist() == sorted(fired[LAYERS[1]])
+    assert len(labels.table) == 3 * 96 // 24  # of each block the winner and two rivals
+    told = labels.table.set_index("unit")["label"]
+    assert all(
+        label == (told[unit] if pd.notna(told[unit]) else None) for unit, label in fired[LAYERS[1]].items()
+    )
+    assert set(fired[LAYERS[1]].values()) & set(WORDS)
+    assert explained(capsys, [*asked, "test:0", LAST]) == (fired, said)
+    assert explained(capsys, [f"--run={run}", "test:0", LAST]) == (fired, said)  # as they were asked for
     assert len(passes) == 1
 
 
 def test_explain_adds_what_other_images_make_fire_and_label_the_rest(run, asked, passes, priors, capsys):
-    last = f"--layers={LAYERS[1]}"
-    first, _ = explained(capsys, [*asked, "test:0", last])
+    first, _ = explained(capsys, [*asked, "test:0", LAST])
     heard = [*priors]
-    other, said = explained(capsys, [f"--run={run}", f"test:{SPLITS['test'] - 1}", last])
+    other, said = explained(capsys, [f"--run={run}", f"test:{SPLITS['test'] - 1}", LAST])
     added = other[LAYERS[1]].keys() - first[LAYERS[1]].keys()
     assert added  # else nothing is tested here
     assert "labelled anew" not in said
@@ -254,7 +252,7 @@ def test_explain_adds_what_other_images_make_fire_and_label_the_rest(run, asked,
     assert len(passes) == 1
     assert len(heard) == 1
     assert priors == heard  # the layer's prior was made once
-    assert heard[0] > sum(label is not None for label in first[LAYERS[1]].values())
+    assert heard[0] > some.table["label"].count()  # of all its units, not of those asked for
     explained(capsys, [*asked, "test:0", "--layers=blocks.*"])
     assert passes[1:] == [[LAYERS[0]]]  # a layer that no image was shown
     assert sorted(read_labels(run).partial) == LAYERS
@@ -264,8 +262,6 @@ def test_explain_adds_what_other_images_make_fire_and_label_the_rest(run, asked,
     assert whole.partial == []
     assert whole.table["layer"].tolist() == [LAYERS[0]] * 96 + [LAYERS[1]] * 96
     assert list(whole.units) == LAYERS  # in the network's order, whichever came first
-    scored = whole.table[whole.table["layer"] == LAYERS[1]]["label"].notna()
-    assert heard == [scored.sum()]  # of all its units that can have a label, not of those asked for
     assert whole.identity == some.identity
     later = whole.table.merge(some.table[["layer", "unit"]])
     pd.testing.assert_frame_equal(later, some.table, rtol=1e-4)
@@ -296,14 +292,14 @@ def test_explain_takes_the_labels_that_label_made(run, asked, passes):
 
 
 def test_explain_without_options_labels_by_the_classes_of_the_data(run, passes, capsys):
-    named, _ = explained(capsys, [f"--run={run}", "test:0", "--layers=*"])
+    fired, _ = explained(capsys, [f"--run={run}", "test:0", "--layers=*"])
     assert passes == [LAYERS]
     labels = read_labels(run)
     assert "clip" not in labels.identity
     assert labels.identity["probe"] == "validate"
     assert labels.options == {}
     units = labels.table.groupby("layer")["unit"].agg(list).to_dict()
-    assert units == {layer: sorted(found) for layer, found in named.items()}
+    assert units == {layer: sorted(found) for layer, found in fired.items()}
     dissect.main(["label", f"--run={run}"])
     assert read_labels(run).identity == labels.identity
     assert passes == [LAYERS]
@@ -339,16 +335,16 @@ def test_another_model_makes_the_labels_anew(run, asked, clip_folder, tmp_path, 
         ("--templates=a {}", {"templates"}, []),
         ("--prior=0.5", {"prior"}, []),
         ("--similarity=rank_reorder", {"similarity", "prior"}, []),
-        ("--probe=test", {"probe", "images"}, [["clip", *LAYERS]]),
-        ("--readout=mean", {"readout"}, [LAYERS]),
+        ("--probe=test", {"probe", "images"}, [["clip", LAYERS[1]]]),
+        ("--readout=mean", {"readout"}, [[LAYERS[1]]]),
     ],
 )
 def test_another_way_of_asking_makes_the_labels_anew_and_only_what_it_needs(
     run, asked, passes, capsys, option, keys, shown
 ):
-    dissect.main(["explain", *asked, "test:0"])
+    dissect.main(["explain", *asked, "test:0", LAST])
     before = read_labels(run)
-    _, said = explained(capsys, [*asked, option, "test:0"])
+    _, said = explained(capsys, [*asked, option, "test:0", LAST])
     assert f"labelled anew: {run}/labels.parquet" in said
     assert passes[1:] == shown
     after = read_labels(run)
