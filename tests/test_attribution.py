@@ -15,6 +15,7 @@ from tests.by_hand import (
     LAST,
     MEAN,
     by_hand,
+    fill,
     image,
     map_explained,
     photo,
@@ -138,7 +139,7 @@ class Net(nn.Module):
         if self.in_place:
             x.sub_(0.5).mul_(2)
         x = self.act(self.conv(x))
-        x += 1
+        x -= 1
         x = self.relu(x)
         self.aside(x.mean((2, 3)))
         return self.head(self.gelu(x).mean((2, 3)))
@@ -151,7 +152,7 @@ def net_explained(model, x, **options):
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_layer_that_does_not_lead_to_the_logits_contributes_nothing(frozen):
-    model = Net().eval().double().requires_grad_(not frozen)
+    model = fill(Net(), 0.4).requires_grad_(not frozen)
     layers = {found.layer: found for found in net_explained(model, randn(3, 6, 6).double()).layers}
     aside = layers.pop("aside")
     assert len(aside.fired) == 5
@@ -162,21 +163,21 @@ def test_a_layer_that_does_not_lead_to_the_logits_contributes_nothing(frozen):
 
 
 def test_what_is_overwritten_after_a_layer_is_explained_as_it_was():
-    model, x = Net().eval().double(), randn(3, 6, 6).double()
+    model, x = fill(Net(), 0.4), randn(3, 6, 6).double()
     for found in net_explained(model, x).layers[:3]:
         _, out, gradient, *_ = by_hand(model, found.layer, x)
         for u in found.fired:
             assert u.value == pytest.approx(out[u.unit].mean().item(), abs=1e-6)
             expected = (gradient[u.unit] * out[u.unit]).sum().item()
             assert u.contribution == pytest.approx(expected, abs=1e-9)
-    assert any(u.value < 0 for u in net_explained(model, x).layers[1].fired)
+    won = by_hand(model, "act", x)[1]
+    assert ((won > 0) & (won < 1)).any()  # what is subtracted from, and then cut off at 0
 
 
 def test_a_network_that_overwrites_its_input_changes_neither_the_image_nor_what_is_found():
     x = randn(3, 6, 6).double()
-    plain = Net().eval().double()
-    overwriting = Net(in_place=True).eval().double()
-    overwriting.load_state_dict(plain.state_dict())
+    plain = fill(Net(), 0.4)
+    overwriting = fill(Net(in_place=True), 0.4)
     kept = x.clone()
     found = net_explained(overwriting, x, samples=3).to_dict()
     assert torch.equal(x, kept)
@@ -210,7 +211,8 @@ def test_a_compiled_network_is_explained_as_the_same_network_not_compiled(image)
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_logits_in_half_precision_are_compared_in_single_precision(dtype):
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), LWTA(4, -1), nn.Linear(12, 4)).eval().to(dtype)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 12), LWTA(4, -1), nn.Linear(12, 4))
+    fill(model, 0.3).to(dtype)
     with torch.no_grad():
         model[3].bias.copy_(torch.tensor([20.0, 19.875, 20.25, 19.0]))
     x = randn(3, 2, 2).to(dtype)

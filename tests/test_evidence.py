@@ -16,7 +16,8 @@ from lwta.dissect.explain import explain
 from lwta.dissect.intervene import Change
 from models.run import load_run
 from tests.conftest import TinyRun, refused
-from tests.test_page import PICTURE, Page
+from tests.pages import Page
+from tests.test_page import PICTURE
 from tests.toy import SIZE, network_args, passes, probe, toys, write_module
 
 __all__ = ["passes", "toys"]  # fixtures

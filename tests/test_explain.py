@@ -19,6 +19,7 @@ from tests.by_hand import (
     MEAN,
     by_hand,
     captured,
+    fill,
     hooks,
     image,
     map_explained,
@@ -203,7 +204,7 @@ def test_what_overwrites_the_competitors_later_does_not_change_margins():
             h.zero_()
             return self.fc2(y)
 
-    model, x = Net().eval(), randn(3, 2, 2)
+    model, x = fill(Net(), 0.4), randn(3, 2, 2).double()
     with captured(model.fc1) as seen, torch.no_grad():
         model(x[None])
     h = seen["output"][0]

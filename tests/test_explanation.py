@@ -169,7 +169,7 @@ def test_the_table_holds_the_numbers(vit, image):
     assert lines[0].startswith(f"test:12: {found.classes[0][0]} {found.classes[0][1]:.2f}")
     assert lines[1] == f"logit of {found.target} above the mean of all: {found.score:+.2f}"
     for layer in found.layers:
-        assert f"\n{layer.headline('cls')}\n{layer.completeness()}\n" in found.table()
+        assert f"\n{layer.headline('cls')}\n{layer.completeness('cls')}\n" in found.table()
         shown = rows_of(found.table(), layer)
         assert len(shown) == len(layer.fired) == 4
         for u, line in zip(layer.fired, shown, strict=True):
