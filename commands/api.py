@@ -106,6 +106,8 @@ def explain(
     >>> found = explain("runs/quickstart", "test:0", target="circle", against="square")  # doctest: +SKIP
     >>> [(unit.unit, unit.label, unit.silenced) for unit in found.layers[-1].fired]  # doctest: +SKIP
     """
+    if not isinstance(image, Image.Image | str | Path):
+        raise InputError(f"give one picture, its file, or SPLIT:INDEX, not a {type(image).__name__}")
     with _opened(model, transform, image_size, weights, device) as subject:
         if class_names is not None:
             subject = subject._replace(class_names=list(class_names))

@@ -1,7 +1,9 @@
 """``app``: choose an image, a class and a layer in the browser, silence units and see the decision move."""
 
 import socket
+import sys
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader
@@ -63,6 +65,8 @@ def app(
     subject = open_subject(network)
     answers = Answers(subject, labels_for(subject.folder, subject.identity["weights"]))
     page = build(answers, example_images(subject, examples))
+    if not ip_address(socket.getaddrinfo(host, port)[0][4][0]).is_loopback:
+        print(f"whoever reaches {host} can upload images; there is no password", file=sys.stderr)
     print(f"{subject.name} is at {serve(page, host, port, max_mb)} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 

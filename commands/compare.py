@@ -58,7 +58,7 @@ def compare(
     subjects = [open_subject(NetworkOptions(run=run, root=root, device=device)) for run in runs]
     opened = [(subject, subject.run) for subject in subjects if subject.run]
     shown = SideBySide(opened, images, split)
-    comparison, identities = _compared([run for _, run in opened], names, split, batch_size, num_workers)
+    comparison, identities, _ = _compared([run for _, run in opened], names, split, batch_size, num_workers)
     explained = list(shown.explained())  # before anything is replaced
     paths = write_comparison(folder, comparison)
     page = write_comparison_page(folder, comparison, sentences(comparison, identities), explained)
@@ -68,16 +68,16 @@ def compare(
 
 def compare_runs(
     opened: list[Run], names: list[str], split: str, batch_size: int, num_workers: int
-) -> tuple[pd.DataFrame, str]:
-    """The comparison of runs, and what it says."""
-    comparison, identities = _compared(opened, names, split, batch_size, num_workers)
-    return comparison, comparison_text(comparison, identities)
+) -> tuple[pd.DataFrame, str, list[int]]:
+    """The comparison of runs, what it says, and the images that the first gets wrong."""
+    comparison, identities, wrong = _compared(opened, names, split, batch_size, num_workers)
+    return comparison, comparison_text(comparison, identities), wrong
 
 
 def _compared(
     opened: list[Run], names: list[str], split: str, batch_size: int, num_workers: int
-) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
-    """The comparison of runs, and what the labels of each were made from."""
+) -> tuple[pd.DataFrame, list[dict[str, Any]], list[int]]:
+    """The comparison of runs, what the labels of each were made from, and what the first gets wrong."""
     labels = [label_quality(run.folder, run.weights) for run in opened]
     images = [split_images(run, split) for run in opened]
     judged = judge_all(opened, images, batch_size, num_workers)
@@ -90,4 +90,5 @@ def _compared(
         {"run": name, "split": split} | describe(run, seen, judged[0]) | speed | quality
         for name, run, seen, speed, (quality, _) in zip(names, opened, judged, speeds, labels, strict=True)
     )
-    return comparison, [identity for _, identity in labels]
+    wrong = (judged[0].targets >= 0) & ~judged[0].right["argmax"]
+    return comparison, [identity for _, identity in labels], wrong.nonzero()[:, 0].tolist()

@@ -19,6 +19,8 @@ from lwta.errors import InputError
 from lwta.layers import Firing, competitions, observe
 from models.run import patch_grid
 
+_LISTED = 20  # classes that a refusal names
+
 
 class Evidence:
     """A question about decisions of one network; everything that can be refused is refused here.
@@ -83,7 +85,7 @@ class Evidence:
             return self.names.index(asked)
         if asked.isdecimal() and int(asked) < len(self.names):
             return int(asked)
-        near = get_close_matches(asked, self.names, 5, 0) or self.names[:5]
+        near = self.names if len(self.names) <= _LISTED else get_close_matches(asked, self.names, 5, 0)
         raise InputError(
             f"there is no class {asked!r}; the network knows {len(self.names)}, such as {', '.join(near)}"
         )
@@ -172,4 +174,7 @@ class Evidence:
 
 
 def _listed(asked: str | Sequence[str] | None) -> Sequence[str]:
-    return [asked] if isinstance(asked, str) else asked or []
+    found = [asked] if isinstance(asked, str) else asked or []
+    if not isinstance(found, Sequence) or not all(isinstance(one, str) for one in found):
+        raise InputError(f"silence and winner are text, such as layer:3, or a list of it, not {asked!r}")
+    return found

@@ -16,10 +16,11 @@ from commands.subject import Subject, open_subject
 from lwta.dissect.explanation import Explanation
 from lwta.dissect.labels import Labels, labels_for, read_labels
 from lwta.dissect.report import render_gallery, render_input
-from lwta.dissect.report.names import numbered
+from lwta.dissect.report.names import file_stem, numbered
+from lwta.dissect.report.page import Links
 from lwta.dissect.store import write_whole
 from lwta.errors import InputError
-from models.images import IndexedImages
+from models.images import IndexedImages, read_image
 
 _GALLERY = Path("explanations") / "index.html"
 
@@ -55,7 +56,7 @@ def explain_images(
     for explanation, page in zip(found, pages, strict=True):
         if known is not None:
             explanation.label(known.table)
-        _write_page(subject.folder / page, render_input(explanation, home=home))
+        _write_page(subject.folder / page, render_input(explanation, _unit_links(subject.folder), home))
         if not json:
             print(explanation.table())
         print(f"page: {subject.folder / page}", file=sys.stderr)
@@ -66,6 +67,16 @@ def explain_images(
         print(f"gallery: {gallery}", file=sys.stderr)
     if json:
         print(dumps([explanation.to_dict() for explanation in found], indent=1))
+
+
+def _unit_links(folder: Path) -> Links:
+    """From explanations to the pages of units, where report has written them."""
+
+    def link(layer: str, unit: int) -> str | None:
+        place = Path("report") / "units" / file_stem(layer) / f"{unit}.html"
+        return f"../{place.as_posix()}" if (folder / place).is_file() else None
+
+    return link
 
 
 def _write_page(path: Path, html: str) -> None:
@@ -103,7 +114,18 @@ def first_images(subject: Subject, split: str, count: int) -> list[str]:
 def explained(evidence: Evidence, sources: Iterable[str]) -> Iterator[Explanation]:
     """Explain images one by one, by the names of their files; their units carry numbers yet."""
     for source in sources:
-        yield evidence.explain(evidence.subject.image(source), Path(source).name)
+        found = evidence.explain(evidence.subject.image(source), Path(source).name)
+        found.truth = true_class(evidence, source)
+        yield found
+
+
+def true_class(evidence: Evidence, source: str) -> str | None:
+    """Name of the class of ``SPLIT:INDEX`` of a run's data; None of a file."""
+    split, _, index = source.rpartition(":")
+    if evidence.subject.run is None or Path(source).exists() or not index.isdigit():
+        return None
+    target = read_image(evidence.subject.run.data.dataset(split), int(index))[1]
+    return evidence.names[target] if 0 <= target < len(evidence.names) else None
 
 
 def named_units(explanations: Iterable[Explanation]) -> dict[str, list[int]]:

@@ -14,7 +14,7 @@ from lwta.dissect.report.comparison import summaries
 from lwta.dissect.report.site import check_folder, write_site
 from lwta.errors import InputError
 
-_IMAGES = 8  # explained where none are named
+_IMAGES, _ERRORS = 8, 4  # explained where none are named, and how many of them it gets wrong
 
 
 def report(
@@ -31,8 +31,8 @@ def report(
     prints, and writes the same numbers to report/summary.csv.
 
     Args:
-        images: image files, folders of them, or SPLIT:INDEX of the run's data; the first eight of the split
-            where not given.
+        images: image files, folders of them, or SPLIT:INDEX of the run's data; where not given eight of the
+            split, the first ones and the first that it gets wrong.
         split: of the run's data that it is judged on: train, validate, test, or any split by its name.
         sample: images of those it was labelled on, evenly spaced, that histograms, rivals and classes are
             counted on.
@@ -52,12 +52,15 @@ def report(
         if not Path(source).is_dir():
             subject.image(source)  # all, before any work
     sources = [source for image in images for source in expanded(subject, image)]
-    sources = sources or ([] if subject.run is None else first_images(subject, split, _IMAGES))
     summary = []
     if subject.run is not None:
-        comparison, told = compare_runs([subject.run], [subject.name], split, batch_size, num_workers)
+        runs = [subject.run], [subject.name]
+        comparison, told, wrong = compare_runs(*runs, split, batch_size, num_workers)
         summary = summaries(comparison)[0]
         print(told)
+        errors = [f"{split}:{index}" for index in wrong[:_ERRORS]]
+        first = [source for source in first_images(subject, split, _IMAGES) if source not in errors]
+        sources = sources or first[: _IMAGES - len(errors)] + errors
     site = gather(
         subject,
         known,

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from commands.evidence import Evidence
-from commands.explain import expanded, first_images
+from commands.explain import expanded, first_images, true_class
 from commands.options import EvidenceOptions
 from commands.subject import Subject
 from lwta.dissect.labels import Labels
 from lwta.dissect.report import ComparedImage
 from lwta.dissect.report.comparison import labels_to_compare
 from lwta.errors import InputError
-from models.images import read_image
-from models.run import Run, class_names
+from models.run import Run
 
 _FIRST = 4  # images shown where none are named
 
@@ -61,13 +60,4 @@ class SideBySide:
                 asked.explain(asked.subject.image(source), name).label(labels.table)
                 for asked, labels in zip(self.asked, self.labels, strict=True)
             ]
-            yield ComparedImage(name, _truth(self.runs[0], source), found)
-
-
-def _truth(run: Run, source: str) -> str | None:
-    """The class of ``SPLIT:INDEX``; None of a file."""
-    split, _, index = source.rpartition(":")
-    if Path(source).exists() or not index.isdigit():
-        return None
-    target, names = read_image(run.data.dataset(split), int(index))[1], class_names(run)
-    return names[target] if 0 <= target < len(names) else None
+            yield ComparedImage(name, true_class(self.asked[0], source), found)

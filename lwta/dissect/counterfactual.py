@@ -42,11 +42,21 @@ def counterfactual(
         _compare(name, calls[name], after[name], readout, change.silenced.get(name, [])) for name in calls
     )
     return Counterfactual(
-        told=change.told(),
+        told=[*change.told(), *_idle(calls, change)],
         classes=[(str(class_names[k]), float(before_p[k]), float(after_p[k])) for k in order],
         score=float(target.score(found)),
         layers=[layer for layer in compared if layer.gained or layer.lost or layer.positions],
     )
+
+
+def _idle(calls: Mapping[str, Firing], change: Change) -> list[str]:
+    """That silenced units had nothing to say in the first place, where that is known."""
+    return [
+        f"unit {unit} of {layer} did not fire anyway"
+        for layer, units in change.silenced.items()
+        for unit in units
+        if layer in calls and not calls[layer].fired.select(calls[layer].dim, unit).any()
+    ]
 
 
 def _compare(

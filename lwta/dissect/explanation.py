@@ -209,6 +209,7 @@ class Explanation:
         score: the target's logit minus the mean of all, or minus that of ``against``; contributions and
             changes are of this number.
         readout: what was read of each layer.
+        truth: name of the class that the image is of, where that is known.
         stability: where winners were drawn as well.
         counterfactual: where a change was asked for.
         picture: the image as the network saw it, for the reader.
@@ -221,6 +222,7 @@ class Explanation:
     score: float
     readout: str
     layers: list[LayerExplanation]
+    truth: str | None = None
     stability: Stability | None = None
     counterfactual: Counterfactual | None = None
     picture: Image.Image | None = field(default=None, repr=False, compare=False)
@@ -267,6 +269,9 @@ class Explanation:
         from lwta.dissect.report.text import explanation_text
 
         return explanation_text(self)
+
+    def __str__(self) -> str:
+        return self.table()
 
     def _repr_html_(self) -> str:
         from lwta.dissect.report.page import render_explanation

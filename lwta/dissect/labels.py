@@ -151,7 +151,7 @@ def labels_for(folder: str | Path, weights: str, whole: bool = False) -> Labels 
     """:func:`read_labels`, refusing labels made from other weights than ``weights``, a hash.
 
     Args:
-        whole: refuse labels of some units only, too.
+        whole: leave out layers of which only some units are labelled, as explain came upon them.
     """
     labels = read_labels(folder)
     if labels is not None and labels.identity.get("weights") != weights:
@@ -159,9 +159,15 @@ def labels_for(folder: str | Path, weights: str, whole: bool = False) -> Labels 
             f"{folder}/labels.parquet was made from other weights than the network's; make it anew "
             f"with dissect.py label --run {folder}, or with the --model it is of"
         )
-    if labels is not None and whole and labels.partial:
+    if labels is None or not whole or not (partial := labels.partial):
+        return labels
+    if len(partial) == len(labels.units):
         raise InputError(
-            f"only some units of {labels.partial[0]} are labelled, those that explain came upon; label all "
+            f"only some units of {partial[0]} are labelled, those that explain came upon; label all "
             f"with dissect.py label --run {folder}"
         )
-    return labels
+    table, exemplars = (frame[~frame["layer"].isin(partial)] for frame in labels[:2])
+    units = {layer: count for layer, count in labels.units.items() if layer not in partial}
+    return labels._replace(
+        table=table.reset_index(drop=True), exemplars=exemplars.reset_index(drop=True), units=units
+    )

@@ -19,7 +19,8 @@ _NAMED = 8  # units named in a sentence
 def explanation_text(e: Explanation) -> str:
     """The decision, then a table of each layer's units that contribute most."""
     classes = ", ".join(f"{name} {p:.2f}" for name, p in e.classes[:3])
-    lines = [f"{e.image}: {classes}", f"{e.question}: {e.score:+.2f}"]
+    truth = "" if e.truth is None else f"; in truth {e.truth}"
+    lines = [f"{e.image}: {classes}{truth}", f"{e.question}: {e.score:+.2f}"]
     if e.stability:
         lines.append(_drawn(e.stability, e.target))
     if e.counterfactual:
