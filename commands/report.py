@@ -51,6 +51,8 @@ def report(
     for source in images:
         if not Path(source).is_dir():
             subject.image(source)  # all, before any work
+    if subject.run is not None:
+        subject.probe(split)
     sources = [source for image in images for source in expanded(subject, image)]
     summary = []
     if subject.run is not None:

@@ -141,7 +141,8 @@ def test_several_images_make_a_gallery_of_what_was_explained(run, capsys):
     assert "run: 2 explained images" in text
     for found in json.loads(captured.out):
         name, probability = found["classes"][0]
-        assert f"{found['image']} {name} {100 * probability:.1f} %" in text
+        told = "right" if found["truth"] == name else f"wrong: in truth {found['truth']}"
+        assert f"{found['image']} {told} {name} {100 * probability:.1f} %" in text
         measured = [unit for unit in found["layers"][-1]["fired"] if unit["silenced"] is not None]
         best = max(measured, key=lambda unit: abs(unit["silenced"]))
         change = f"{best['silenced']:+.3f}".replace("-", MINUS)

@@ -147,10 +147,12 @@ def test_the_inputs_are_those_that_explain_explains(reported, copy, capsys):
     change = f"{strongest['silenced']:+.3f}".replace("-", MINUS)
     index, page = reported.pages["index.html"].text, reported.pages["inputs/test-0.html"]
     card = index.split("Explained inputs")[2].split(" test:1 ")[0]
-    assert f"test:0 {name} {100 * share:.1f} % " in card
+    told = "right" if found["truth"] == name else f"wrong: in truth {found['truth']}"
+    assert f"test:0 {told} {name} {100 * share:.1f} % " in card
     assert re.search(rf"unit label silenced {strongest['unit']} {re.escape(strongest['label'])} .*?", card)
     assert change in card
     own = read_page(copy / "explanations" / "test-0.html")
+    assert set(own.links) == {link.replace("../units", "../report/units") for link in page.links[1:]}
     assert page.text == f"test:0: {name} a & b {own.text.partition(f'test:0: {name} ')[2]}"
     shown = np.asarray(page.picture("the input as the network saw it"))
     image = np.asarray(load_run(reported.run).data.dataset("test")[0][0])
@@ -299,3 +301,25 @@ def test_a_report_that_fails_midway_leaves_the_old_one_whole(copy, monkeypatch):
     assert f"no room left to write {copy / 'report'}" in message
     assert next(left, None) is None
     assert contents(copy) == before
+
+
+def test_a_look_at_some_units_of_another_layer_spoils_no_report(copy):
+    before = read_page(copy / "report" / "index.html").data
+    dissect.main(["explain", f"--run={copy}", "test:0", "--layers=blocks.0.mlp.drop1"])
+    known = read_labels(copy)
+    assert known is not None
+    assert known.partial == ["blocks.0.mlp.drop1"]
+    dissect.main(["report", f"--run={copy}", "test:0"])
+    assert read_page(copy / "report" / "index.html").data == before
+
+
+def test_the_first_images_that_the_network_gets_wrong_are_among_those_explained(reported, capsys):
+    shown = sorted(int(name.split("-")[1].split(".")[0]) for name in inputs(reported.run))
+    judged = {}
+    for index in range(shown[-1] + 1):
+        dissect.main(["explain", f"--run={reported.run}", f"test:{index}", "--json", "--top=0"])
+        (found,) = json.loads(capsys.readouterr().out)
+        judged[index] = found["classes"][0][0] == found["truth"]
+    wrong = [index for index, right in judged.items() if not right]
+    assert wrong[:4] == [index for index in shown if not judged[index]][:4]
+    assert 0 in judged
