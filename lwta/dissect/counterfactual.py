@@ -53,8 +53,10 @@ def _compare(
     name: str, before: Firing, after: Firing, readout: Readout, silenced: Sequence[int]
 ) -> LayerChange:
     old, new = (readout.positions(firing.fired, firing.dim)[0] for firing in (before, after))  # (T, D)
-    # A silenced unit has not lost its competition; that it is silent has been said.
-    new[:, silenced] |= old[:, silenced]
+    if (
+        before.winner is None
+    ):  # That a silenced unit is silent has been said; one that competes may have lost.
+        new[:, silenced] |= old[:, silenced]
     gained, lost = new.any(0) & ~old.any(0), old.any(0) & ~new.any(0)
     # Of each block one wins before and one after, so that every winner that changed stands in one new place.
     others = None if before.winner is None else float((new & ~old).sum() / old.sum())
