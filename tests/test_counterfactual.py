@@ -18,6 +18,7 @@ from tests.by_hand import (
     map_explained,
     photo,
     resnet,
+    resnet_network,
     rewritten,
     score,
     vit,
@@ -158,13 +159,44 @@ def test_a_layer_that_is_not_explained_can_be_silenced_too(vit, image):
     check_decision(explained, vit(image[None])[0].detach(), after, CLASSES.index(explained.target))
 
 
-def test_in_dense_layers_a_silenced_unit_is_not_said_to_have_lost(image):
+def test_in_dense_layers_that_a_silenced_unit_is_silent_is_not_told_again(image):
     model = vit_network(competitors=None)
     explained = vit_explained(model, image, change=Change(silenced={FIRST: [7]}))
     assert explained.counterfactual.layers == []
-    assert explained.counterfactual.told == [f"unit 7 of {FIRST} is silenced"]
     after = logits_with(model, FIRST, image, zeroing(7, axis=-1))
     check_decision(explained, model(image[None])[0].detach(), after, CLASSES.index(explained.target))
+
+
+@torch.no_grad()
+def test_after_a_relu_other_units_fire_where_an_earlier_layer_is_silenced(photo):
+    model = resnet_network(competitors=None)
+    first, last = "layer4.0.act1", "layer4.0.act2"
+    with captured(model.get_submodule(last)) as seen:
+        model(photo[None])
+        before = seen["output"][0].flatten(1).any(1).tolist()
+        units = [u.unit for u in map_explained(model, photo, first, top=0).layers[0].fired[:40]]
+        with rewritten(model.get_submodule(first), zeroing(*units, axis=1)):
+            model(photo[None])
+        after = seen["output"][0].flatten(1).any(1).tolist()
+    silent = before.index(True)  # by itself
+    change = Change(silenced={first: units, last: [silent]})
+    sites = dict.fromkeys((first, last), 1)
+    explained = map_explained(model, photo, first, last, top=0, change=change, change_sites=sites)
+    (changed,) = explained.counterfactual.layers
+    assert (changed.layer, changed.positions) == (last, None)
+    assert [word.unit for word in changed.gained] == [u for u in range(512) if after[u] and not before[u]]
+    lost = [u for u in range(512) if before[u] and not after[u] and u != silent]
+    assert [word.unit for word in changed.lost] == lost
+    assert lost
+
+
+def test_a_silenced_unit_that_lost_its_competition_too_is_told(vit, image):
+    (last,) = vit_explained(vit, image, [LAST]).layers
+    unit, rival = last.fired[0].unit, last.fired[0].rivals[0].unit
+    change = Change({LAST: [unit]}, {LAST: {unit // 24: rival}})
+    (changed,) = vit_explained(vit, image, change=change).counterfactual.layers
+    assert [word.unit for word in changed.lost] == [unit]
+    assert [word.unit for word in changed.gained] == [rival]
 
 
 def test_maps_are_changed_at_every_pixel(resnet, photo):
