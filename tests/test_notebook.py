@@ -1,5 +1,6 @@
 """The notebook that shows the evidence runs, and shows it."""
 
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -11,10 +12,9 @@ NOTEBOOK = Path(__file__).parents[1] / "docs" / "explain.ipynb"
 
 
 def test_the_notebook_runs_and_shows_the_explanation(shapes_run, tmp_path, monkeypatch):
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "quickstart").symlink_to(shapes_run)
+    run = shutil.copytree(shapes_run, tmp_path / "runs" / "quickstart")
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
-    dissect.main(["label", f"--run={shapes_run}", "--device=cpu"])
+    dissect.main(["label", f"--run={run}", "--device=cpu"])
     book = nbformat.read(NOTEBOOK, as_version=4)
     NotebookClient(book, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [cell.outputs for cell in book.cells if cell.cell_type == "code"]
