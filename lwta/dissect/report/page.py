@@ -67,7 +67,7 @@ def _shown(explanation: Explanation, links: Links) -> dict[str, object]:
     return {
         "e": explanation,
         "links": links,
-        "picture": None if picture is None else embedded(picture),
+        "picture": None if picture is None else picture_url(picture),
         "small": picture is not None and picture.width < _SIDE,
         "map": lambda values: embedded(tint(values)),
     }
