@@ -17,8 +17,7 @@ from lwta.dissect.explanation import Explanation
 from lwta.dissect.labels import Labels, labels_for, read_labels
 from lwta.dissect.report import render_gallery, render_input
 from lwta.dissect.report.names import file_stem, numbered
-from lwta.dissect.report.page import Links
-from lwta.dissect.store import write_whole
+from lwta.dissect.report.page import Links, write_page
 from lwta.errors import InputError
 from models.images import IndexedImages, read_image
 
@@ -56,14 +55,14 @@ def explain_images(
     for explanation, page in zip(found, pages, strict=True):
         if known is not None:
             explanation.label(known.table)
-        _write_page(subject.folder / page, render_input(explanation, _unit_links(subject.folder), home))
+        write_page(subject.folder / page, render_input(explanation, _unit_links(subject.folder), home))
         if not json:
             print(explanation.table())
         print(f"page: {subject.folder / page}", file=sys.stderr)
     if several:
         gallery = subject.folder / _GALLERY
         shown = [(explanation, page.name) for explanation, page in zip(found, pages, strict=True)]
-        _write_page(gallery, render_gallery(subject.name, shown))
+        write_page(gallery, render_gallery(subject.name, shown))
         print(f"gallery: {gallery}", file=sys.stderr)
     if json:
         print(dumps([explanation.to_dict() for explanation in found], indent=1))
@@ -77,10 +76,6 @@ def _unit_links(folder: Path) -> Links:
         return f"../{place.as_posix()}" if (folder / place).is_file() else None
 
     return link
-
-
-def _write_page(path: Path, html: str) -> None:
-    write_whole(path, lambda part: part.write_text(html, encoding="utf-8"))
 
 
 def expanded(subject: Subject, source: str) -> list[str]:

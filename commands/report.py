@@ -60,9 +60,10 @@ def report(
         comparison, told, wrong = compare_runs(*runs, split, batch_size, num_workers)
         summary = summaries(comparison)[0]
         print(told)
-        errors = [f"{split}:{index}" for index in wrong[:_ERRORS]]
-        first = [source for source in first_images(subject, split, _IMAGES) if source not in errors]
-        sources = sources or first[: _IMAGES - len(errors)] + errors
+        if not sources:
+            errors = [f"{split}:{index}" for index in wrong[:_ERRORS]]
+            first = [source for source in first_images(subject, split, _IMAGES) if source not in errors]
+            sources = first[: _IMAGES - len(errors)] + errors
     site = gather(
         subject,
         known,

@@ -60,4 +60,7 @@ class SideBySide:
                 asked.explain(asked.subject.image(source), name).label(labels.table)
                 for asked, labels in zip(self.asked, self.labels, strict=True)
             ]
-            yield ComparedImage(name, true_class(self.asked[0], source), found)
+            truth = true_class(self.asked[0], source)
+            for explanation in found:
+                explanation.truth = truth
+            yield ComparedImage(name, truth, found)

@@ -12,9 +12,8 @@ import pandas as pd
 from lwta.dissect.explanation import Explanation
 from lwta.dissect.report.comparison import summaries
 from lwta.dissect.report.names import file_stem, numbered
-from lwta.dissect.report.page import ENVIRONMENT, render_input
+from lwta.dissect.report.page import ENVIRONMENT, render_input, write_page
 from lwta.dissect.report.pareto import X_LABEL, Y_LABEL, marker_path, pareto
-from lwta.dissect.store import write_whole
 
 _INPUTS = "inputs"
 
@@ -94,11 +93,7 @@ def write_comparison_page(
     for image, own in zip(images, links, strict=True):
         for explanation, run, link in zip(image.explanations, runs, own, strict=True):
             named = replace(explanation, image=f"{image.name} in {run}")
-            _write(folder / link, render_input(named, home=("All runs", "../index.html")))
+            write_page(folder / link, render_input(named, home=("All runs", "../index.html")))
     page = folder / "index.html"
-    _write(page, render_comparison(comparison, said, images, links))
+    write_page(page, render_comparison(comparison, said, images, links))
     return page
-
-
-def _write(path: Path, html: str) -> None:
-    write_whole(path, lambda part: part.write_text(html, encoding="utf-8"))

@@ -3,12 +3,14 @@
 import base64
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import jinja2
 from PIL import Image
 
 from lwta.dissect.explanation import Explanation, FiredUnit
 from lwta.dissect.report.tint import tint
+from lwta.dissect.store import write_whole
 
 _SIDE = 224  # pixels of the shown image
 _NAMED = 5  # units named on a card
@@ -29,9 +31,15 @@ def changed_most(explanation: Explanation) -> list[FiredUnit]:
 
 def picture_url(picture: Image.Image) -> str:
     """A picture as a data URL: small ones to the pixel, others as JPEG."""
-    return embedded(picture, "png" if picture.width < _SIDE else "jpeg")
+    return embedded(picture, "png" if _small(picture) else "jpeg")
 
 
+def _small(picture: Image.Image) -> bool:
+    """Shown larger than it is, and so as its pixels are, not blurred into what nobody saw."""
+    return picture.width < _SIDE
+
+
+ENVIRONMENT.tests["small"] = _small
 ENVIRONMENT.filters["changed_most"] = changed_most
 ENVIRONMENT.filters["embedded"] = picture_url
 ENVIRONMENT.filters["place"] = lambda value: f"{value:.2f}%"
@@ -68,14 +76,18 @@ def _shown(explanation: Explanation, links: Links) -> dict[str, object]:
         "e": explanation,
         "links": links,
         "picture": None if picture is None else picture_url(picture),
-        "small": picture is not None and picture.width < _SIDE,
         "map": lambda values: embedded(tint(values)),
     }
 
 
+def write_page(path: Path, html: str) -> None:
+    """Write a page, whole or not at all."""
+    write_whole(path, lambda part: part.write_text(html, encoding="utf-8"))
+
+
 def enlarged(image: Image.Image) -> Image.Image:
     """An input at the size that pages show; a small one as its pixels are, not blurred."""
-    method = Image.Resampling.NEAREST if image.width < _SIDE else Image.Resampling.BICUBIC
+    method = Image.Resampling.NEAREST if _small(image) else Image.Resampling.BICUBIC
     return image.resize((_SIDE, _SIDE), method)
 
 
