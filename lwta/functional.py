@@ -116,7 +116,7 @@ def lwta(
     competitors: int,
     *,
     dim: int,
-    beta: float = 1.0,
+    beta: float | Float[Tensor, ""] = 1.0,
     noise: float = 0.0,
     tau: float = 1.0,
     seed: Int[Tensor, ""] | None = None,
@@ -173,7 +173,7 @@ def _working_dtype(x: Tensor) -> torch.dtype:
 
 
 def winner_probabilities(
-    x: Float[Tensor, "..."], competitors: int, *, dim: int, beta: float = 1.0, noise: float = 1.0
+    x: Float[Tensor, "..."], competitors: int, *, dim: int, beta: float | Float[Tensor, ""] = 1.0, noise: float = 1.0
 ) -> Float[Tensor, "..."]:
     """q = softmax(beta h / s) over each block, shape (..., B, U, ...) with U at ``dim + 1``.
 

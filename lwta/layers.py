@@ -22,18 +22,42 @@ class Competition(nn.Module):
 
     Attributes:
         noise, tau: plain floats, free to be scheduled during training.
+        normalize: divide the logits by the root mean square of the layer's inputs, that of the batch in
+            training and its running mean in evaluation, so that ``noise`` and ``tau`` are relative to them.
         seed: None, or the seed (int64 tensor) of the evaluation sample; see :func:`sampled`.
     """
 
     seed: Tensor | None
+    spread: Tensor
 
     def __init__(
-        self, competitors: int, dim: int, beta: float = 1.0, noise: float = 1.0, tau: float = 1.0
+        self,
+        competitors: int,
+        dim: int,
+        beta: float = 1.0,
+        noise: float = 1.0,
+        tau: float = 1.0,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         self.competitors, self.dim = competitors, dim
         self.beta, self.noise, self.tau = beta, noise, tau
+        self.normalize = normalize
         self.seed = None
+        if normalize:
+            self.register_buffer("spread", torch.ones(()))
+            self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def _beta(self, x: Tensor) -> float | Tensor:
+        if not self.normalize:
+            return self.beta
+        if self.training:
+            spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
+            self.batches += 1
+            weight = (1.0 / self.batches).clamp_min(0.01)
+            self.spread += weight * (spread - self.spread)
+            return self.beta / spread
+        return self.beta / self.spread
 
     def forward(self, x: Tensor) -> Winners:
         noise, seed = self.noise, self.seed
@@ -45,7 +69,7 @@ class Competition(nn.Module):
             x,
             self.competitors,
             dim=self.dim,
-            beta=self.beta,
+            beta=self._beta(x),
             noise=noise,
             tau=self.tau,
             seed=seed,
@@ -58,8 +82,9 @@ class Competition(nn.Module):
         They are softmax(beta h / s). For a deterministic layer, s = 0, they are taken at s = 1:
         its own are one-hot and carry no gradient.
         """
+        beta = self.beta / self.spread if self.normalize else self.beta
         return functional.winner_probabilities(
-            x, self.competitors, dim=self.dim, beta=self.beta, noise=self.noise or 1.0
+            x, self.competitors, dim=self.dim, beta=beta, noise=self.noise or 1.0
         )
 
     def extra_repr(self) -> str:
@@ -79,6 +104,8 @@ class LWTA(nn.Module):
         competitors: U; divides the number of units.
         dim: axis of the units: -1 for (N, D) and tokens, 1 for NCHW.
         beta, noise, tau: logit scale, noise scale s and temperature, :func:`lwta.functional.lwta`.
+        normalize: of the logits, :class:`Competition`.
+        gain: factor on the values that fire.
 
     Source: arXiv 2310.04929.
 
@@ -88,13 +115,22 @@ class LWTA(nn.Module):
     """
 
     def __init__(
-        self, competitors: int, dim: int, beta: float = 1.0, noise: float = 1.0, tau: float = 1.0
+        self,
+        competitors: int,
+        dim: int,
+        beta: float = 1.0,
+        noise: float = 1.0,
+        tau: float = 1.0,
+        normalize: bool = False,
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
-        self.competition = Competition(competitors, dim, beta, noise, tau)
+        self.competition = Competition(competitors, dim, beta, noise, tau, normalize)
+        self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.competition(x).values
+        values = self.competition(x).values
+        return values if self.gain == 1.0 else values * self.gain
 
 
 class TopK(nn.Module):

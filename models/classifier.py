@@ -18,10 +18,11 @@ from torchmetrics import MetricCollection
 from lwta.errors import InputError
 from lwta.functional import kl_to_uniform, usage_entropy
 from lwta.layers import Firing, competitions, watch
-from models.backbone import create_backbone, read_checkpoint
+from models.backbone import create_backbone, read_checkpoint, run_checkpoint
 from models.checks import check_model
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.schedule import Schedule
+from models.weights import load_weights
 
 
 class Classifier(LightningModule):
@@ -36,12 +37,17 @@ class Classifier(LightningModule):
         class_names: linked from the data; kept in the checkpoint.
         backbone_args: further arguments of ``timm.create_model``.
         pretrained: start from timm's weights.
+        weights: start from these: a run folder, dense or sparse, or a file of weights.
         activation: what to put at the sites: lwta, topk, relu or gelu.
         competitors: U of lwta and topk; null leaves the network dense, as timm builds it.
         sites: globs over module names; null takes the family's default.
         placement: all, or inner for ResNets without competition after the residual sum.
         dim: axis of the units where it cannot be told.
         beta: logit scale of the competition.
+        normalize: divide its logits by their root mean square.
+        gain: factor on the values that fire.
+        doublings, doubling_epochs: begin with competitors / 2^doublings and double that at equal
+            intervals, for the last time after so many epochs.
         noise: scale s of its Gumbel noise, a number or a schedule; 0 is deterministic.
         tau: temperature of the relaxed gradient, a number or a schedule.
         kl_weight, balance_weight: weights of the two terms, numbers or schedules.
@@ -60,12 +66,17 @@ class Classifier(LightningModule):
         class_names: list[str] | None = None,
         backbone_args: dict[str, Any] | None = None,
         pretrained: bool = False,
+        weights: str | None = None,
         activation: Literal["lwta", "topk", "relu", "gelu"] = "lwta",
         competitors: int | None = 24,
         sites: list[str] | None = None,
         placement: Literal["all", "inner"] = "all",
         dim: int | None = None,
         beta: float = 1.0,
+        normalize: bool = False,
+        gain: float = 1.0,
+        doublings: int = 0,
+        doubling_epochs: float = 0,
         noise: float | Schedule = 1.0,
         tau: float | Schedule = 1.0,
         kl_weight: float | Schedule = 0.0,
@@ -104,8 +115,10 @@ class Classifier(LightningModule):
             sites=sites,
             placement=placement,
             dim=dim,
-            **({"beta": beta} if activation == "lwta" else {}),
+            **({"beta": beta, "normalize": normalize, "gain": gain} if activation == "lwta" else {}),
         )
+        if weights is not None:
+            load_weights(self.backbone, run_checkpoint(weights) if Path(weights).is_dir() else weights)
         self.set_scales(epoch=0.0)
         competing = competitors if activation == "lwta" else None
         if competing is None and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
@@ -125,6 +138,9 @@ class Classifier(LightningModule):
         values = {name: schedule.at(epoch) for name, schedule in self.schedules.items()}
         for competition in competitions(self.backbone).values():
             competition.noise, competition.tau = values["noise"], values["tau"]
+            if doublings := self.hparams["doublings"]:
+                left = doublings - int(doublings * epoch / self.hparams["doubling_epochs"])
+                competition.competitors = self.hparams["competitors"] // 2 ** max(left, 0)
         return values
 
     # -- training -----------------------------------------------------------------------------
@@ -285,9 +301,9 @@ class Classifier(LightningModule):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Classifier":
-        """The network of a checkpoint, in evaluation mode; pretrained weights are not fetched again."""
+        """The network of a checkpoint, in evaluation mode; what it started from is not read again."""
         checkpoint = read_checkpoint(path)
-        fields: dict[str, Any] = dict(checkpoint["hyper_parameters"], pretrained=False)
+        fields: dict[str, Any] = dict(checkpoint["hyper_parameters"], pretrained=False, weights=None)
         fields.pop("_instantiator", None)
         model = cls(**fields)
         model.load_state_dict(checkpoint["state_dict"])

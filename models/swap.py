@@ -6,7 +6,7 @@ and keeps pretrained weights.
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.vision_transformer import VisionTransformer
@@ -73,7 +73,7 @@ def swap(
     placement: str = "all",
     dim: int | None = None,
     image_size: tuple[int, int] = (224, 224),
-    **scales: float,
+    **scales: Any,
 ) -> SwapReport:
     """Replace the activations matched by ``sites``, in place.
 
@@ -85,7 +85,7 @@ def swap(
         placement: for :func:`default_sites`.
         dim: axis of the units, for sites where the trace cannot tell it.
         image_size: (H, W) of the traced pass.
-        scales: ``beta``, ``noise`` and ``tau`` of :class:`lwta.LWTA`.
+        scales: further arguments of :class:`lwta.LWTA`.
 
     Returns:
         What was swapped, what was left, and what the globs match.
@@ -138,7 +138,7 @@ def _told(site: Site, dim: int | None) -> Site:
     return site
 
 
-def _replacement(kind: str, competitors: int | None, site: Site, scales: dict[str, float]) -> nn.Module:
+def _replacement(kind: str, competitors: int | None, site: Site, scales: dict[str, Any]) -> nn.Module:
     if site.calls > 1:
         raise InputError(
             f"{site.name} is called {site.calls} times in one pass; a competition needs a module "
