@@ -19,8 +19,9 @@ from lwta.dissect.report.comparison import (
     write_comparison,
 )
 from lwta.errors import InputError
-from models.compare import describe, judge_all, run_names, split_images
+from models.compare import describe, run_names
 from models.images import image_name
+from models.judge import judge_all, split_images
 from models.run import Run
 from models.speed import images_per_second
 

@@ -173,7 +173,12 @@ def _working_dtype(x: Tensor) -> torch.dtype:
 
 
 def winner_probabilities(
-    x: Float[Tensor, "..."], competitors: int, *, dim: int, beta: float | Float[Tensor, ""] = 1.0, noise: float = 1.0
+    x: Float[Tensor, "..."],
+    competitors: int,
+    *,
+    dim: int,
+    beta: float | Float[Tensor, ""] = 1.0,
+    noise: float = 1.0,
 ) -> Float[Tensor, "..."]:
     """q = softmax(beta h / s) over each block, shape (..., B, U, ...) with U at ``dim + 1``.
 

@@ -22,6 +22,7 @@ class Activity(NamedTuple):
             images; a site weighs by its units.
         participation_ratio: of the competing sites, weighed as ``position_competing``.
         dead_units: units of the competing sites that fired in no image, of ``units``.
+        dead_most: largest share of such units in one competing site.
         sites_competing, sites_all: numbers of sites.
         sites_uncounted: those of all sites whose axis of units or of images is not known. They count
             at a position only.
@@ -33,6 +34,7 @@ class Activity(NamedTuple):
     ever_all: float
     participation_ratio: float
     dead_units: int
+    dead_most: float
     units: int
     sites_competing: int
     sites_all: int
@@ -106,6 +108,7 @@ class ActivityMeter:
             ever_all=_fraction(self._of(counted), "ever", "images_by_units"),
             participation_ratio=_fraction(competing, "ratio", "weight"),
             dead_units=sum(int(dead_units(w)) for w in wins),
+            dead_most=max((float(dead_units(w) / len(w)) for w in wins), default=math.nan),
             units=sum(len(w) for w in wins),
             sites_competing=len(self.competing),
             sites_all=len(self.sites),

@@ -1,6 +1,6 @@
 """What evaluation measures: accuracy by argmax or by samples, and who fired at each site."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import cast
 
@@ -23,13 +23,25 @@ def predict(backbone: nn.Module, images: Tensor, samples: int, seed: int) -> Ten
             competition, which repeat for the same ``seed`` and batch. Where nothing competes there is
             nothing to sample.
     """
-    if samples == 0 or not competitions(backbone):
-        return backbone(images).softmax(-1)
+    return predict_each(backbone, images, (samples,), seed)[samples]
+
+
+def predict_each(
+    backbone: nn.Module, images: Tensor, evaluations: Collection[int], seed: int
+) -> dict[int, Tensor]:
+    """:func:`predict` for several numbers of samples at once: the larger begin with those of the smaller."""
+    found = {}
+    draws = max(evaluations, default=0) if competitions(backbone) else 0
+    if draws < max(evaluations, default=0) or 0 in evaluations:
+        argmax = backbone(images).softmax(-1)
+        found = {n: argmax for n in evaluations if n == 0 or not draws}
     total = torch.zeros((), device=images.device)
-    for sample in range(samples):
+    for sample in range(draws):
         with sampled(backbone, seed + sample):
             total = total + backbone(images).softmax(-1)
-    return total / samples
+        if sample + 1 in evaluations:
+            found[sample + 1] = total / (sample + 1)
+    return found
 
 
 def evaluation_name(samples: int) -> str:

@@ -13,7 +13,8 @@ from torch import nn
 
 from lwta.dissect.explanation import Explanation, FiredUnit, LayerExplanation
 from models.activity import Activity
-from models.compare import Judged, describe
+from models.compare import describe
+from models.judge import Judged
 from models.sites import Site
 
 
@@ -42,8 +43,10 @@ def set_data(run: Path, **fields: object) -> None:
 def judged(right: torch.Tensor, targets: torch.Tensor | None = None) -> Judged:
     count = len(right)
     targets = torch.zeros(count, dtype=torch.long) if targets is None else targets
-    activity = Activity(0.5, 0.5, 0.5, 0.5, 0.5, 0, 1, 1, 1, 0)
-    return Judged(Path("run"), targets, torch.zeros(count, 32), {"argmax": right}, activity)
+    activity = Activity(0.5, 0.5, 0.5, 0.5, 0.5, 0, 0.0, 1, 1, 1, 0)
+    return Judged(
+        Path("run"), targets, torch.zeros(count, 32), {"argmax": right}, {"argmax": 0.1}, {}, activity
+    )
 
 
 def row(run: str, active: float, top1: float) -> dict[str, object]:

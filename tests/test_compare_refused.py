@@ -11,7 +11,8 @@ from PIL import Image
 import commands.compare
 import dissect
 from lwta.errors import InputError
-from models.compare import judge_all, run_names, split_images
+from models.compare import run_names
+from models.judge import judge_all, split_images
 from models.run import load_run
 from tests.comparing import compare_args, numbers, set_data
 from tests.conftest import refused

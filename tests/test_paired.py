@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import models.speed
-from models.compare import judge_all, paired, split_images, wilson
+from models.compare import paired, wilson
+from models.judge import judge_all, split_images
 from models.run import load_run
 from models.speed import images_per_second
 from tests.comparing import judged

@@ -52,6 +52,8 @@ _LINES: dict[str, Callable[[Row], str]] = {
     "top-1, argmax": lambda r: _top1(r, "argmax"),
     "top-1, 1 sample": lambda r: _top1(r, "1_sample"),
     "top-1, 10 samples": lambda r: _top1(r, "10_samples"),
+    "calibration error, argmax": lambda r: _percent(r, "calibration_error_argmax"),
+    "winners that differ, two samples": lambda r: _judged(r, "winners_differ"),
     "activation sites, competing of all": lambda r: f"{r['sites_competing']} of {r['sites_all']}",
     "fire at a position, competing sites": lambda r: _percent(r, "position_competing"),
     "fire at a position, all sites": lambda r: _percent(r, "position_all"),

@@ -1,0 +1,43 @@
+"""Judge a run on a split and write what was found beside it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.accuracy.rows import judged_file
+from models.judge import judge, split_images
+from models.run import load_run
+
+
+def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_size: int = 128) -> None:
+    """Write RUN/judged/SPLIT.json, the scores, and SPLIT.npz, the images classified rightly.
+
+    Args:
+        folder: of the run.
+        split: validate or test.
+        evaluations: numbers of samples; 0 is the argmax.
+        root: data folder.
+        batch_size: images per pass; samples repeat at the same one.
+    """
+    run = load_run(folder, root)
+    judged = judge(run, split_images(run, split), batch_size, evaluations=evaluations)
+    seen = (judged.targets >= 0).numpy()
+    scores: dict[str, float] = {"images": int(seen.sum())}
+    for name, right in judged.right.items():
+        scores[f"top1 {name}"] = float(right.numpy()[seen].mean())
+        scores[f"calibration {name}"] = judged.calibration[name]
+    activity = judged.activity
+    scores |= {
+        "active, competing sites": activity.position_competing,
+        "active, all sites": activity.position_all,
+        "participation ratio": activity.participation_ratio,
+        "dead, worst layer": activity.dead_most,
+    }
+    if judged.differing:
+        scores["winners that differ, least layer"] = min(judged.differing.values())
+        scores["winners that differ, mean layer"] = float(np.mean(list(judged.differing.values())))
+    file = judged_file(Path(folder), split)
+    file.parent.mkdir(exist_ok=True)
+    np.savez(file.with_suffix(".npz"), **{name: right.numpy()[seen] for name, right in judged.right.items()})
+    file.write_text(json.dumps(scores))  # last: it says that the other is whole
