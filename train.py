@@ -56,6 +56,8 @@ class RunCLI(LightningCLI):
         """Refuse what only shows once the data is there, before the run folder is made."""
         if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
             raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
+        if self.config[str(self.subcommand)].ckpt_path is None:
+            self.model.load_start()
         self.model.build_optimizer(self.trainer.max_epochs)
         self.datamodule.check_training()
         built = fixed_image_size(self.model.backbone)

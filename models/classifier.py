@@ -37,7 +37,7 @@ class Classifier(LightningModule):
         class_names: linked from the data; kept in the checkpoint.
         backbone_args: further arguments of ``timm.create_model``.
         pretrained: start from timm's weights.
-        weights: start from these: a run folder, dense or sparse, or a file of weights.
+        weights: start training from these, :meth:`load_start`: a run folder, dense or sparse, or a file.
         activation: what to put at the sites: lwta, topk, relu or gelu.
         competitors: U of lwta and topk; null leaves the network dense, as timm builds it.
         sites: globs over module names; null takes the family's default.
@@ -117,8 +117,6 @@ class Classifier(LightningModule):
             dim=dim,
             **({"beta": beta, "normalize": normalize, "gain": gain} if activation == "lwta" else {}),
         )
-        if weights is not None:
-            load_weights(self.backbone, run_checkpoint(weights) if Path(weights).is_dir() else weights)
         self.set_scales(epoch=0.0)
         competing = competitors if activation == "lwta" else None
         if competing is None and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
@@ -144,6 +142,21 @@ class Classifier(LightningModule):
         return values
 
     # -- training -----------------------------------------------------------------------------
+
+    def load_start(self) -> None:
+        """Load what ``weights`` names, where it names something; ``train.py fit`` does, unless it resumes.
+
+        Raises:
+            InputError: where it is missing, or of another network.
+        """
+        weights = self.hparams["weights"]
+        if weights is None:
+            return
+        if not Path(weights).exists():
+            raise InputError(
+                f"there is no run or file {weights} to start from; train it first, or set model.weights"
+            )
+        load_weights(self.backbone, run_checkpoint(weights) if Path(weights).is_dir() else weights)
 
     def on_fit_start(self) -> None:
         rank_zero_info(str(self.report))
@@ -301,9 +314,9 @@ class Classifier(LightningModule):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Classifier":
-        """The network of a checkpoint, in evaluation mode; what it started from is not read again."""
+        """The network of a checkpoint, in evaluation mode; pretrained weights are not fetched again."""
         checkpoint = read_checkpoint(path)
-        fields: dict[str, Any] = dict(checkpoint["hyper_parameters"], pretrained=False, weights=None)
+        fields: dict[str, Any] = dict(checkpoint["hyper_parameters"], pretrained=False)
         fields.pop("_instantiator", None)
         model = cls(**fields)
         model.load_state_dict(checkpoint["state_dict"])

@@ -212,6 +212,7 @@ def test_schedules_reach_the_competition(tiny):
         ({"ckpt_path": "/nowhere.ckpt"}, "there is no checkpoint /nowhere.ckpt"),
         ({"model__competitors": "null", "model__kl_weight": 0.1}, "kl_weight .* need competing units"),
         ({"trainer__max_epochs": -1}, "needs trainer.max_epochs"),
+        ({"model__weights": "/nowhere"}, "there is no run or file /nowhere to start from; train it first"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -351,6 +352,22 @@ class Spoil(Callback):
             with torch.no_grad():
                 for parameter in pl_module.backbone.head.parameters():
                     parameter.zero_()
+
+
+def test_a_sparse_run_starts_from_a_dense_one_and_needs_it_only_once(tiny, tmp_path):
+    dense = tmp_path / "dense"
+    tiny.fit(run=dense, model__competitors="null", trainer__max_epochs=1)
+    # With so small a step the weights after training are those before it.
+    tiny.fit(model__weights=dense, model__lr=1e-12, model__weight_decay=0.0, trainer__max_epochs=1)
+    before, after = (Classifier.from_checkpoint(run_checkpoint(run)) for run in (dense, tiny.folder))
+    assert after.report.swapped
+    weights = before.backbone.state_dict()
+    assert all(torch.allclose(weights[k], v, atol=1e-6) for k, v in after.backbone.state_dict().items())
+    dense.rename(tmp_path / "gone")
+    config, last = tiny.folder / "config.yaml", tiny.folder / "checkpoints" / "last.ckpt"
+    train.main(["fit", f"--config={config}", f"--ckpt_path={last}", "--trainer.max_epochs=2"])
+    train.main(["test", f"--config={config}"])
+    assert yaml.safe_load(config.read_text())["model"]["weights"] == str(dense)
 
 
 def test_a_run_resumes_from_its_own_config_alone(tiny, tmp_path):
