@@ -23,7 +23,7 @@ def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_
     run = load_run(folder, root)
     judged = judge(run, split_images(run, split), batch_size, evaluations=evaluations)
     seen = (judged.targets >= 0).numpy()
-    scores: dict[str, float] = {"images": int(seen.sum())}
+    scores: dict[str, float | None] = {"images": int(seen.sum())}
     for name, right in judged.right.items():
         scores[f"top1 {name}"] = float(right.numpy()[seen].mean())
         scores[f"calibration {name}"] = judged.calibration[name]
@@ -34,9 +34,9 @@ def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_
         "participation ratio": activity.participation_ratio,
         "dead, worst layer": activity.dead_most,
     }
-    if judged.differing:
-        scores["winners that differ, least layer"] = min(judged.differing.values())
-        scores["winners that differ, mean layer"] = float(np.mean(list(judged.differing.values())))
+    differing = list(judged.differing.values())
+    scores["winners that differ, least layer"] = min(differing, default=None)
+    scores["winners that differ, mean layer"] = sum(differing) / len(differing) if differing else None
     file = judged_file(Path(folder), split)
     file.parent.mkdir(exist_ok=True)
     np.savez(file.with_suffix(".npz"), **{name: right.numpy()[seen] for name, right in judged.right.items()})

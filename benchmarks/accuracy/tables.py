@@ -6,12 +6,16 @@ from benchmarks.accuracy.findings import difference, evaluations, served
 from benchmarks.accuracy.plots import plot_curves
 from benchmarks.accuracy.rows import read_right, read_rows, write_rows
 from benchmarks.accuracy.study import Study
+from lwta.errors import InputError
 
 
 def write_tables(study: Study) -> str:
     """Write STUDY.md, and STUDY.png where the study has curves; returns the text."""
     write_rows(study)
-    rows = pd.DataFrame(read_rows(study))
+    rows = pd.DataFrame([row for row in read_rows(study) if "validate images" in row])
+    if rows.empty:
+        raise InputError(f"the study {study.name} has no trained and judged trial yet; run fit first")
+    rows = rows[rows["validate images"].notna()]
     parts = [
         f"# {study.name}",
         "Made by `python -m benchmarks.accuracy table`. Top-1 in percent; the rows it is made from, with "
