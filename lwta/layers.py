@@ -181,6 +181,11 @@ def competitions(model: nn.Module) -> dict[str, Competition]:
     return {name: module.competition for name, module in model.named_modules() if isinstance(module, LWTA)}
 
 
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether any competition of the model has noise, so that samples of it can differ."""
+    return any(competition.noise > 0 for competition in competitions(model).values())
+
+
 @contextmanager
 def sampled(model: nn.Module, seed: int) -> Iterator[None]:
     """Within this context evaluation draws its winners, as a function of ``seed``, instead of the argmax.

@@ -311,6 +311,8 @@ class Classifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, competition in competitions(self.backbone).items():
             competition.noise, competition.tau = checkpoint["scales"][name]
+        if self.hparams["doublings"]:
+            self.set_scales(checkpoint["epoch"] + 1.0)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Classifier":

@@ -13,7 +13,7 @@ from torchmetrics.classification import MulticlassCalibrationError
 from tqdm import tqdm
 
 from lwta.errors import InputError
-from lwta.layers import competitions, sampled, watch
+from lwta.layers import competitions, is_stochastic, sampled, watch
 from models.activity import Activity, ActivityMeter
 from models.data import Transform
 from models.images import IndexedImages
@@ -149,10 +149,10 @@ class _Tally:
         with watch(self.backbone, self.meter.dims) as calls:
             argmax = predict_each(self.backbone, pixels, (0,), seed)[0]
         self.meter.update(calls, len(pixels))
-        samples = tuple(n for n in self.names if n) if competitions(self.backbone) else ()
-        drawn = predict_each(self.backbone, pixels, samples, seed)
+        stochastic = is_stochastic(self.backbone)
+        drawn = predict_each(self.backbone, pixels, [n for n in self.names if n and stochastic], seed)
         for n, name in self.names.items():
-            probabilities = drawn.get(n, argmax)  # without competition all are the argmax
+            probabilities = drawn.get(n, argmax)  # without noise all are the argmax
             self.right[name][indices] = (probabilities.argmax(-1) == classes).cpu()
             self.calibration[name].update(probabilities, classes)
         for name, counts in differing_winners(self.backbone, pixels, seed).items():
@@ -167,8 +167,8 @@ class _Tally:
 def differing_winners(backbone: nn.Module, images: Tensor, seed: int) -> dict[str, Tensor]:
     """Layer -> (winners that differ between two samples of the competition, all winners), (2,)."""
     layers = competitions(backbone)
-    if not layers:
-        return {}
+    if not is_stochastic(backbone):
+        return {name: torch.tensor([0, 1]) for name in layers}
     seen = []
     for sample in (seed, seed + 1):
         with sampled(backbone, sample), watch(backbone, dict.fromkeys(layers, 0)) as calls:
@@ -176,9 +176,8 @@ def differing_winners(backbone: nn.Module, images: Tensor, seed: int) -> dict[st
         seen.append(calls)
     counts = {}
     for name in layers:
-        pairs = [(a.winner, b.winner) for a, b in zip(seen[0][name], seen[1][name], strict=True)]
-        differ = sum((a != b).sum() for a, b in pairs if a is not None)
-        counts[name] = torch.stack([differ, torch.tensor(sum(a.numel() for a, _ in pairs)).to(differ)])
+        first, second = (torch.cat([f.winner.flatten() for f in calls[name]]) for calls in seen)
+        counts[name] = torch.stack([(first != second).sum(), torch.tensor(first.numel()).to(first)])
     return counts
 
 

@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lwta.errors import InputError
-from lwta.layers import Firing, competitions, sampled
+from lwta.layers import Firing, is_stochastic, sampled
 from lwta.sparsity import sparsity_metrics
 from models.sites import Site
 
@@ -20,8 +20,8 @@ def predict(backbone: nn.Module, images: Tensor, samples: int, seed: int) -> Ten
 
     Args:
         samples: 0 takes each block's argmax; n averages the probabilities of n samples of the
-            competition, which repeat for the same ``seed`` and batch. Where nothing competes there is
-            nothing to sample.
+            competition, which repeat for the same ``seed`` and batch. Where nothing competes, or without
+            noise, every sample is the argmax.
     """
     return predict_each(backbone, images, (samples,), seed)[samples]
 
@@ -31,7 +31,7 @@ def predict_each(
 ) -> dict[int, Tensor]:
     """:func:`predict` for several numbers of samples at once: the larger begin with those of the smaller."""
     found = {}
-    draws = max(evaluations, default=0) if competitions(backbone) else 0
+    draws = max(evaluations, default=0) if is_stochastic(backbone) else 0
     if draws < max(evaluations, default=0) or 0 in evaluations:
         argmax = backbone(images).softmax(-1)
         found = {n: argmax for n in evaluations if n == 0 or not draws}

@@ -1,14 +1,13 @@
 """``python -m benchmarks.accuracy {fit,judge,test,table}``."""
 
 import sys
-from fnmatch import fnmatchcase
 
 from jsonargparse import auto_cli
 
 from benchmarks.accuracy.scores import judge_run
 from benchmarks.accuracy.study import Study
 from benchmarks.accuracy.tables import write_tables
-from benchmarks.accuracy.trials import fit_all, judge_tests
+from benchmarks.accuracy.trials import Runner
 from lwta.errors import InputError
 
 
@@ -22,12 +21,11 @@ def fit(study: str, root: str, jobs: int = 1, only: str = "*") -> None:
         only: glob over variants.
     """
     read = Study.read(study)
-    trials = [trial for trial in read.trials() if fnmatchcase(trial.variant, only)]
-    _end(fit_all(read, trials, root, jobs))
+    _end(Runner(read, root, jobs).fit(read.trials(only)))
 
 
 def read_test(study: str, root: str, jobs: int = 1) -> None:
-    """Judge the rows of the final table, and of the curves, on the test images, each once.
+    """Judge the rows of the final table, and of the curves, on the test images, once, when all are trained.
 
     Args:
         study: YAML file.
@@ -35,11 +33,11 @@ def read_test(study: str, root: str, jobs: int = 1) -> None:
         jobs: trials at a time.
     """
     read = Study.read(study)
-    _end(judge_tests(read, read.tested(), root, jobs))
+    _end(Runner(read, root, jobs).test(read.tested()))
 
 
 def table(study: str) -> None:
-    """Write benchmarks/results/accuracy/STUDY.md and its plots from the rows.
+    """Write benchmarks/results/accuracy/STUDY.md and its plot from the rows.
 
     Args:
         study: YAML file.

@@ -23,25 +23,21 @@ class Interval(NamedTuple):
 def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     """Mean of values (S, N), S seeds by N images, and its interval over both.
 
-    With one seed it covers the images alone. In simulated worlds of three seeds it held the truth in 93 to
-    96 % of cases, whatever seeds and images add.
+    With one seed it covers the images alone. With three it holds the truth in 92 to 100 % of simulated
+    worlds, the more the less the seeds add: few seeds cannot tell that they add nothing.
 
     >>> crossed_interval(np.array([[0.0, 1.0, 0.0, 1.0]]))
     Interval(mean=0.5, low=-0.41..., high=1.41...)
     """
     seeds, images = values.shape
     mean, by_seed, by_image = values.mean(), values.mean(1), values.mean(0)
-    of_images, df_images = seeds * by_image.var(ddof=1), images - 1
-    terms = [(of_images, df_images)]
+    terms = [(seeds * by_image.var(ddof=1), images - 1)]
     if seeds > 1:
         df_rest = (seeds - 1) * (images - 1)
         rest = ((values - by_seed[:, None] - by_image + mean) ** 2).sum() / df_rest
-        # A mean square below that of the rest says that its factor adds nothing.
-        excess_images = max(of_images, rest)
-        excess_seeds = max(images * by_seed.var(ddof=1), rest)
-        terms = [(excess_images, df_images), (excess_seeds, seeds - 1), (-rest, df_rest)]
-        if excess_seeds == rest:
-            terms = [(excess_images, df_images)]
+        # A mean square below that of the rest would say that its factor takes variance away.
+        of_images, of_seeds = max(terms[0][0], rest), max(images * by_seed.var(ddof=1), rest)
+        terms = [(of_images, images - 1), (of_seeds, seeds - 1), (-rest, df_rest)]
     variance = sum(square for square, _ in terms) / values.size
     spread = sum((square / values.size) ** 2 / df for square, df in terms)
     half = float(t.ppf((1 + level) / 2, variance**2 / spread) * np.sqrt(variance)) if spread else 0.0

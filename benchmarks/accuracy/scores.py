@@ -1,17 +1,18 @@
 """Judge a run on a split and write what was found beside it."""
 
-import json
+import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.accuracy.rows import judged_file
+from benchmarks.accuracy.trial import write_whole
+from benchmarks.accuracy.trials import commit
 from models.judge import judge, split_images
 from models.run import load_run
 
 
 def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_size: int = 128) -> None:
-    """Write RUN/judged/SPLIT.json, the scores, and SPLIT.npz, the images classified rightly.
+    """Write RUN/SPLIT.json, the scores, and SPLIT.npz, the images classified rightly.
 
     Args:
         folder: of the run.
@@ -23,21 +24,24 @@ def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_
     run = load_run(folder, root)
     judged = judge(run, split_images(run, split), batch_size, evaluations=evaluations)
     seen = (judged.targets >= 0).numpy()
-    scores: dict[str, float | None] = {"images": int(seen.sum())}
+    shown = judged.digests.numpy().tobytes() + judged.targets.numpy().tobytes()
+    scores: dict[str, object] = {
+        "images": int(seen.sum()),
+        "images hash": hashlib.sha256(shown).hexdigest()[:12],
+        "judged at": commit(),
+    }
     for name, right in judged.right.items():
         scores[f"top1 {name}"] = float(right.numpy()[seen].mean())
         scores[f"calibration {name}"] = judged.calibration[name]
-    activity = judged.activity
+    activity, differing = judged.activity, list(judged.differing.values())
     scores |= {
         "active, competing sites": activity.position_competing,
         "active, all sites": activity.position_all,
         "participation ratio": activity.participation_ratio,
         "dead, worst layer": activity.dead_most,
+        "winners that differ, least layer": min(differing, default=None),
+        "winners that differ, mean layer": sum(differing) / len(differing) if differing else None,
     }
-    differing = list(judged.differing.values())
-    scores["winners that differ, least layer"] = min(differing, default=None)
-    scores["winners that differ, mean layer"] = sum(differing) / len(differing) if differing else None
-    file = judged_file(Path(folder), split)
-    file.parent.mkdir(exist_ok=True)
-    np.savez(file.with_suffix(".npz"), **{name: right.numpy()[seen] for name, right in judged.right.items()})
-    file.write_text(json.dumps(scores))  # last: it says that the other is whole
+    place = Path(folder)
+    np.savez(place / f"{split}.npz", **{name: right.numpy()[seen] for name, right in judged.right.items()})
+    write_whole(place / f"{split}.json", scores)  # last: it says that the other is whole

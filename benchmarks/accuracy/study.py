@@ -1,49 +1,45 @@
 """A study: which variants of which configs are trained, with which seeds, and what is made of them."""
 
 import itertools
-import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
+from benchmarks.accuracy.trial import Trial, as_word
 from lwta.errors import InputError
 
 #: Where a study is run; its relative paths begin here.
 REPOSITORY = Path(__file__).parents[2]
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One run of a study.
+@dataclass
+class Variant:
+    """What is trained.
 
     Attributes:
-        variant, seed: what is trained.
-        folder: the run's, relative to the repository.
         config: of ``train.py``.
-        fields: dotted fields set over the config's; ``{folder of VARIANT}`` in a text is the folder of that
-            variant's run with the same seed, which is then trained first.
-        needs: those folders.
+        fields: dotted fields set over the config's. ``<folder of NAME>`` in a text is the folder of the run
+            of another variant with the same seed, which is then trained first.
+        grid: values for each of some fields; the variant stands for one of each of their combinations, named
+            NAME-VALUE.
     """
 
-    variant: str
-    seed: int
-    folder: Path
     config: str
-    fields: Mapping[str, Any]
-    needs: tuple[Path, ...] = ()
+    fields: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, list[Any]] = field(default_factory=dict)
 
-    @property
-    def command(self) -> list[str]:
-        """As typed in the repository, the data folder left to ``$DATA``."""
-        fields = {"seed_everything": self.seed, "run": str(self.folder), "data.root": "$DATA"} | dict(
-            self.fields
-        )
-        words = [word for name, value in fields.items() for word in (f"--{name}", _text(value))]
-        return ["python", "train.py", "fit", "--config", self.config, *words]
+    def combinations(self, name: str) -> list[tuple[str, "Variant"]]:
+        """The variants that the grid stands for, by name."""
+        found = []
+        for values in itertools.product(*self.grid.values()):
+            fields = self.fields | dict(zip(self.grid, values, strict=True))
+            found.append(("-".join([name, *map(as_word, values)]), replace(self, fields=fields, grid={})))
+        return found
 
 
 @dataclass
@@ -53,21 +49,21 @@ class Study:
     Attributes:
         name: the file's.
         runs: folder of the runs.
+        variants: by name.
         results: folder of rows, tables and plots.
-        variants: name -> ``config``, ``fields`` and ``grid``, a list of values for each of some fields: a
-            variant named NAME-VALUE for each of their combinations.
         seeds: of every variant.
-        evaluations: numbers of samples that validation data are judged by; 0 is the argmax.
-        final: row of the final table -> variant; these are trained with ``final_seeds``, judged by
+        evaluations: numbers of samples that validation images are judged by; 0 is the argmax.
+        final: row of the final table -> variant; these are trained with ``final_seeds`` too, judged by
             ``final_evaluations`` and tested.
         against: rows that the others are compared with.
-        curves: line of the plot of accuracy against U -> {U: variant}.
+        curves: line of the plot of accuracy against U -> {U: variant}, of the first of ``seeds``; a line of
+            one point at U = 1 is dense, and drawn level.
     """
 
     name: str
-    runs: Path
-    variants: dict[str, dict[str, Any]]
-    results: Path = Path("benchmarks/results/accuracy")
+    runs: str
+    variants: dict[str, Variant]
+    results: str = "benchmarks/results/accuracy"
     seeds: list[int] = field(default_factory=lambda: [0])
     evaluations: list[int] = field(default_factory=lambda: [0, 1, 10])
     final: dict[str, str] = field(default_factory=dict)
@@ -81,34 +77,59 @@ class Study:
         """The study of a YAML file.
 
         Raises:
-            InputError: where the file is missing, or names what it does not define.
+            InputError: where the file is missing, says what a study does not know, or names what it does
+                not define.
         """
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("study", type=cls)
         try:
-            written = yaml.safe_load(Path(path).read_text())
-            study = cls(**{"name": Path(path).stem} | written)
-        except (OSError, TypeError, yaml.YAMLError) as error:
-            raise InputError(f"{path} is no study ({str(error).splitlines()[0]})") from None
-        study.runs, study.results = Path(study.runs), REPOSITORY / study.results
-        study.variants = {name: v for base in study.variants.items() for name, v in _combinations(*base)}
-        named = [*study.final.values(), *(v for line in study.curves.values() for v in line.values())]
-        for variant in named:
-            if variant not in study.variants:
-                raise InputError(f"{path} has no variant {variant!r}; it has {', '.join(study.variants)}")
-        for row in study.against:
-            if row not in study.final:
-                raise InputError(f"{path} compares with {row!r}, which is no row of its final table")
+            written = {"name": Path(path).stem} | yaml.safe_load(Path(path).read_text())
+            study: Study = parser.instantiate(parser.parse_object({"study": written})).study
+        except (OSError, TypeError, ArgumentError, yaml.YAMLError) as error:
+            raise InputError(f"{path} is no study ({' '.join(str(error).split())[:300]})") from None
+        every = [one for name, variant in study.variants.items() for one in variant.combinations(name)]
+        study.variants = dict(every)
+        if len(every) != len(study.variants):
+            raise InputError(f"{path} has two variants of one name; it has {', '.join(n for n, _ in every)}")
+        study._check_names(path)
         return study
 
-    def trials(self) -> list[Trial]:
-        """All of them, in the order of the file; those of ``final`` with further seeds come last."""
-        chosen = list(dict.fromkeys(self.final.values()))
-        later = [(v, s) for s in self.final_seeds for v in chosen if s not in self.seeds]
-        return [self.trial(*one) for one in [*itertools.product(self.variants, self.seeds), *later]]
+    def _check_names(self, path: str | Path) -> None:
+        for variant in [*self.final.values(), *(v for line in self.curves.values() for v in line.values())]:
+            if variant not in self.variants:
+                raise InputError(f"{path} has no variant {variant!r}; it has {', '.join(self.variants)}")
+        for row in self.against:
+            if row not in self.final:
+                raise InputError(f"{path} compares with {row!r}, which is no row of its final table")
+
+    def trials(self, only: str = "*") -> list[Trial]:
+        """Those of the variants that match a glob, and the ones that these need, in an order to train them.
+
+        Raises:
+            InputError: where nothing matches, or variants need each other.
+        """
+        chosen = [(v, s) for v, s in itertools.product(self.variants, self.seeds)]
+        chosen += [(v, s) for s in self.final_seeds for v in self.final.values()]
+        matching = [one for one in dict.fromkeys(chosen) if fnmatchcase(one[0], only)]
+        if not matching:
+            raise InputError(f"no variant matches {only!r}; there are {', '.join(self.variants)}")
+        ordered: dict[tuple[str, int], Trial] = {}
+        for one in matching:
+            self._add(*one, ordered, ())
+        return list(ordered.values())
+
+    def _add(self, variant: str, seed: int, ordered: dict[tuple[str, int], Trial], above: tuple) -> None:
+        if variant in above:
+            raise InputError(f"{variant} needs its own run first, by way of {', '.join(above)}")
+        trial = self.trial(variant, seed)
+        for needed in trial.needs:
+            self._add(needed, seed, ordered, (*above, variant))
+        ordered.setdefault((variant, seed), trial)
 
     def tested(self) -> list[Trial]:
         """Those of the final table and of the curves."""
-        curves = [(v, s) for line in self.curves.values() for v in line.values() for s in self.seeds]
         table = [(v, s) for v in self.final.values() for s in self.final_seeds]
+        curves = [(v, self.seeds[0]) for line in self.curves.values() for v in line.values()]
         return [self.trial(*one) for one in dict.fromkeys([*table, *curves])]
 
     def evaluations_of(self, variant: str) -> list[int]:
@@ -117,32 +138,24 @@ class Study:
 
     def trial(self, variant: str, seed: int) -> Trial:
         """One variant with one seed."""
-        given = self.variants[variant]
-        needs: list[Path] = []
+        needs: list[str] = []
 
         def folder_of(found: re.Match[str]) -> str:
             if found[1] not in self.variants:
                 raise InputError(f"{variant} asks for the folder of {found[1]!r}, which is no variant")
-            needs.append(self.folder(found[1], seed))
-            return str(needs[-1])
+            needs.append(found[1])
+            return str(self._place(found[1], seed))
 
         fields = {
-            key: re.sub(r"\{folder of ([^}]+)\}", folder_of, value) if isinstance(value, str) else value
-            for key, value in given.get("fields", {}).items()
+            key: re.sub(r"<folder of ([^>]+)>", folder_of, value) if isinstance(value, str) else value
+            for key, value in self.variants[variant].fields.items()
         }
-        return Trial(variant, seed, self.folder(variant, seed), given["config"], fields, tuple(needs))
+        config, folder = self.variants[variant].config, self.folder(variant, seed)
+        return Trial(variant, seed, folder, config, fields, tuple(needs))
 
     def folder(self, variant: str, seed: int) -> Path:
-        return self.runs / variant / f"seed{seed}"
+        """Where a run of this study lies."""
+        return REPOSITORY / self._place(variant, seed)
 
-
-def _combinations(name: str, given: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    grid = given.get("grid", {})
-    for values in itertools.product(*grid.values()):
-        fields = given.get("fields", {}) | dict(zip(grid, values, strict=True))
-        yield "-".join([name, *map(_text, values)]), given | {"fields": fields}
-
-
-def _text(value: Any) -> str:
-    """A value as a word of the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    def _place(self, variant: str, seed: int) -> Path:
+        return Path(self.runs) / variant / f"seed{seed}"

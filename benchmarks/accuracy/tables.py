@@ -4,95 +4,107 @@ import pandas as pd
 
 from benchmarks.accuracy.findings import difference, evaluations, served
 from benchmarks.accuracy.plots import plot_curves
-from benchmarks.accuracy.rows import read_right, read_rows, write_rows
+from benchmarks.accuracy.rows import read_right, read_rows, result_file, write_rows
 from benchmarks.accuracy.study import Study
 from lwta.errors import InputError
 
 
 def write_tables(study: Study) -> str:
-    """Write STUDY.md, and STUDY.png where the study has curves; returns the text."""
+    """Write STUDY.md, and STUDY.png where curves were tested; returns the text.
+
+    Raises:
+        InputError: where no trial is trained and judged yet.
+    """
     write_rows(study)
-    rows = pd.DataFrame([row for row in read_rows(study) if "validate images" in row])
+    rows = pd.DataFrame([row for row in read_rows(study) if not pd.isna(row.get("validate images"))])
     if rows.empty:
         raise InputError(f"the study {study.name} has no trained and judged trial yet; run fit first")
-    rows = rows[rows["validate images"].notna()]
     parts = [
         f"# {study.name}",
-        "Made by `python -m benchmarks.accuracy table`. Top-1 in percent; the rows it is made from, with "
-        f"commands, commits and hardware: `{study.name}.csv`.",
-        "## Validation images",
-        _markdown(_validation(rows)),
+        f"Made by `python -m benchmarks.accuracy table` from `{study.name}.csv`, which has a row for each "
+        "run with its command, commit and hardware. All shares in percent.",
     ]
-    if any(column.startswith("test ") for column in rows):
-        parts += ["## Test images", _markdown(_final(study, rows)), _markdown(_differences(study, rows))]
-    if study.curves:
+    tested = rows[rows["test images"].notna()] if "test images" in rows else rows[:0]
+    if not tested.empty and study.final:
+        parts += ["## Test images", _final(study, tested), _differences(study, tested)]
+    if plot_curves(study, tested, result_file(study, ".png")):
         parts.append(f"![Top-1 against the number of competitors]({study.name}.png)")
-        plot_curves(study, rows, study.results / f"{study.name}.png")
+    parts += ["## Validation images, for every choice", _validation(rows)]
     text = "\n\n".join(parts) + "\n"
-    (study.results / f"{study.name}.md").write_text(text)
+    result_file(study, ".md").write_text(text)
     return text
 
 
-def _validation(rows: pd.DataFrame) -> pd.DataFrame:
-    shown = {f"validate top1 {name}": name.replace("_", " ") for name in evaluations(rows, "validate")}
-    table = rows[["variant", "seed", *shown]].rename(columns=shown)
-    for name in shown.values():
-        table[name] = [_percent(value) for value in table[name]]
-    return table.assign(
-        **{
-            "winners that differ": [_percent(v, 0) for v in rows["validate winners that differ, mean layer"]],
-            "dead, worst layer": [_percent(v) for v in rows["validate dead, worst layer"]],
-        }
-    )
-
-
-def _final(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
-    """A line for each row of the final table: means over its seeds."""
+def _validation(rows: pd.DataFrame) -> str:
     lines = []
-    for row, variant in study.final.items():
-        own = rows[(rows["variant"] == variant) & rows["test images"].notna()]
-        if own.empty:
-            continue
-        mean = own.mean(numeric_only=True)
-        top1 = {n.replace("_", " "): _percent(mean[f"test top1 {n}"]) for n in evaluations(rows, "test")}
+    for _, row in rows.iterrows():
+        own = rows[rows["variant"] == row["variant"]]
+        names = [column for column in rows if column.startswith("validate top1 ")]
         lines.append(
-            {
-                "": row,
-                "seeds": len(own),
-                **top1,
-                "range over seeds": _range(own[f"test top1 {served(own)}"]),
-                "calibration error": _percent(mean[f"test calibration {served(own)}"]),
-                "active, competing / all sites": f"{_percent(mean['test active, competing sites'])} / "
-                f"{_percent(mean['test active, all sites'])}",
-                "participation ratio": f"{mean['test participation ratio']:.3f}",
-                "winners that differ": _percent(mean["test winners that differ, mean layer"], 0),
-                "dead, worst layer": _percent(own["validate dead, worst layer"].max()),
+            {"variant": row["variant"], "seed": row["seed"]}
+            | {name.removeprefix("validate top1 ").replace("_", " "): _percent(row[name]) for name in names}
+            | {
+                "calibration error": _percent(row[f"validate calibration {served(own)}"]),
+                "fire": _percent(row["validate active, competing sites"]),
+                "winners that differ, least layer": _percent(
+                    row["validate winners that differ, least layer"], 1
+                ),
+                "dead, worst layer": _percent(row["validate dead, worst layer"]),
+                "minutes": row["minutes"],
             }
         )
-    return pd.DataFrame(lines)
+    return _markdown(lines)
 
 
-def _differences(study: Study, rows: pd.DataFrame) -> pd.DataFrame:
+def _final(study: Study, tested: pd.DataFrame) -> str:
+    """A line for each row of the final table: means over its seeds."""
+    lines = []
+    for name, variant in study.final.items():
+        own = tested[tested["variant"] == variant]
+        if own.empty:
+            continue
+        mean, by = own.mean(numeric_only=True), served(own)
+        top1 = {n.replace("_", " "): _percent(mean[f"test top1 {n}"]) for n in evaluations(own, "test")}
+        best = own[f"test top1 {by}"]
+        fires = [_percent(mean[f"test active, {sites} sites"]) for sites in ("competing", "all")]
+        least = own["test winners that differ, least layer"].min()
+        lines.append(
+            {"": name, "seeds": len(own), **top1}
+            | {
+                "judged by": by.replace("_", " "),
+                "by it, lowest to highest seed": f"{_percent(best.min())} to {_percent(best.max())}",
+                "calibration error by it": _percent(mean[f"test calibration {by}"]),
+                "fire at a position, competing / all sites": " / ".join(fires),
+                "participation ratio": f"{mean['test participation ratio']:.3f}",
+                "winners that differ, mean (least layer)": ""
+                if pd.isna(least)
+                else f"{_percent(mean['test winners that differ, mean layer'], 1)} ({_percent(least, 1)})",
+                "dead on validation images, worst layer": _percent(own["validate dead, worst layer"].max()),
+            }
+        )
+    return _markdown(lines)
+
+
+def _differences(study: Study, tested: pd.DataFrame) -> str:
     """Points of each final row above each of ``against``, with 95 % intervals over seeds and images."""
     right = read_right(study)
     lines = []
-    for row, variant in study.final.items():
-        line = {"": row}
+    for name, variant in study.final.items():
+        line = {"points on the test images": name}
         for other in study.against:
-            if other != row and (found := difference(rows, right, variant, study.final[other])):
-                line[f"above {other}"] = f"{found.mean:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+            found = None if other == name else difference(tested, right, variant, study.final[other])
+            line[f"above {other}"] = ""
+            if found:
+                mean, low, high = found.interval
+                line[f"above {other}"] = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {found.seeds} seeds"
         lines.append(line)
-    return pd.DataFrame(lines).fillna("")
-
-
-def _range(values: pd.Series) -> str:
-    return f"{_percent(values.min())} to {_percent(values.max())}"
+    return _markdown(lines)
 
 
 def _percent(value: float, digits: int = 2) -> str:
     return "" if pd.isna(value) else f"{100 * value:.{digits}f}"
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    lines = [list(table.columns), ["---"] * len(table.columns), *table.astype(str).to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+def _markdown(lines: list[dict[str, object]]) -> str:
+    cells = [list(lines[0]), ["---"] * len(lines[0]), *([str(v) for v in line.values()] for line in lines)]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in cells)

@@ -1,13 +1,12 @@
 """Train and judge the trials of a study, some at a time; what is done is not done again."""
 
-import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,101 +15,128 @@ import pandas as pd
 import timm
 import torch
 
-from benchmarks.accuracy.rows import judged_file, read_rows, trained_file, write_rows
-from benchmarks.accuracy.study import REPOSITORY, Study, Trial
+from benchmarks.accuracy.rows import read_rows, write_rows
+from benchmarks.accuracy.study import REPOSITORY, Study
+from benchmarks.accuracy.trial import Trial
 from lwta.errors import InputError
 from models.measure import evaluation_name
 
-_writing = threading.Lock()
+Row = dict[str, Any]
 
 
-def fit_all(study: Study, trials: list[Trial], root: str, jobs: int) -> list[str]:
-    """Train those without a row and judge them on the validation images; returns what failed.
+class Runner:
+    """Trains and judges trials of a study in processes of their own.
 
-    A trial that was cut off goes on from its last epoch.
+    Args:
+        study: what to run.
+        root: data folder.
+        jobs: trials at a time; the cores are shared out.
     """
-    rows = {(row["variant"], row["seed"]): row for row in read_rows(study)}
-    left = [trial for trial in trials if not _finished(study, trial, rows.get((trial.variant, trial.seed)))]
-    failures = []
-    while left and not failures:
-        waited_for = {trial.folder for trial in left}
-        ready = [trial for trial in left if not waited_for & set(trial.needs)]
-        with ThreadPoolExecutor(jobs) as pool:
-            failures = [said for said in pool.map(lambda one: _fit(study, one, root, jobs), ready) if said]
-        left = [trial for trial in left if trial not in ready]
-    return failures
 
+    def __init__(self, study: Study, root: str, jobs: int) -> None:
+        if jobs < 1:
+            raise InputError(f"jobs is at least 1, not {jobs}")
+        self.study, self.root, self.jobs = study, root, jobs
+        self.writing = threading.Lock()
+        self.rows = {(row["variant"], row["seed"]): row for row in read_rows(study)}
 
-def _finished(study: Study, trial: Trial, row: dict[str, Any] | None) -> bool:
-    if row is None:
-        return False
-    if row["command"] != shlex.join(trial.command):
-        raise InputError(
-            f"{trial.variant}, seed {trial.seed}, was trained by another command ({row['command']}); "
-            "give the new variant a name of its own"
-        )
-    return _holds(row, "validate top1", study.evaluations_of(trial.variant))
+    def fit(self, trials: list[Trial]) -> list[str]:
+        """Train those without a row and judge them on the validation images; returns what failed.
 
+        A trial that was cut off goes on from its last epoch. One whose start failed is not begun.
+        """
+        for trial in trials:  # before the first is begun
+            recipe = trial.recipe(REPOSITORY)
+            for known in (self._row(trial), trial.read("started")):
+                trial.check_recipe(recipe, known)
+        needed = {(name, trial.seed) for trial in trials for name in trial.needs}
+        left = [trial for trial in trials if not self._finished(trial)]
+        # Those that others start from go first, in their order, and the others wait for all of them.
+        first = [trial for trial in left if (trial.variant, trial.seed) in needed]
+        failures = self._each(self._fit, first)
+        return failures + self._each(self._fit, [trial for trial in left if trial not in first])
 
-def _fit(study: Study, trial: Trial, root: str, jobs: int) -> str | None:
-    folder, log = REPOSITORY / trial.folder, REPOSITORY / trial.folder.with_suffix(".log")
-    print(f"{trial.variant}, seed {trial.seed}: {shlex.join(trial.command)}", flush=True)
-    if not trained_file(folder).exists():
-        words = [word.replace("$DATA", root) for word in trial.command[1:]]
-        last = folder / "checkpoints" / "last.ckpt"
-        if last.exists():
-            words = ["train.py", "fit", "--config", f"{folder}/config.yaml", "--ckpt_path", str(last)]
-        facts, start = _facts(trial, jobs) | {"resumed": last.exists()}, time.perf_counter()
-        if _run(words, log, jobs):
-            return f"{trial.variant}, seed {trial.seed}: training failed, see {log}"
-        facts["minutes"] = round((time.perf_counter() - start) / 60, 1)
-        trained_file(folder).write_text(json.dumps(facts))
-    return _judge(study, trial, "validate", root, jobs)
+    def test(self, trials: list[Trial]) -> list[str]:
+        """Judge trained trials on the test images, once; returns what failed.
 
+        Raises:
+            InputError: where one of them is not trained and judged yet: the test images are read at the end.
+        """
+        if not trials:
+            raise InputError(f"{self.study.name} names no final rows and no curves; nothing is to be tested")
+        left = [trial for trial in trials if pd.isna(self._row(trial).get("test images"))]
+        for trial in left:
+            if not self._finished(trial):
+                raise InputError(f"{trial} is not trained and judged yet; run fit first")
+        return self._each(lambda trial: self._judge(trial, "test"), left)
 
-def judge_tests(study: Study, trials: list[Trial], root: str, jobs: int) -> list[str]:
-    """Judge trained trials on the test images, each once; returns what failed."""
-    with ThreadPoolExecutor(jobs) as pool:
-        return [said for said in pool.map(lambda one: _judge(study, one, "test", root, jobs), trials) if said]
+    def _each(self, work: Callable[[Trial], str | None], trials: list[Trial]) -> list[str]:
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return [said for said in pool.map(work, trials) if said]
 
+    def _row(self, trial: Trial) -> Row:
+        return self.rows.get((trial.variant, trial.seed), {})
 
-def _judge(study: Study, trial: Trial, split: str, root: str, jobs: int) -> str | None:
-    evaluations, file = study.evaluations_of(trial.variant), judged_file(trial.folder, split)
-    if not (file.exists() and _holds(json.loads(file.read_text()), "top1", evaluations)):
-        if not trained_file(trial.folder).exists():
-            return f"{trial.variant}, seed {trial.seed}: not trained; run fit first"
-        log = REPOSITORY / trial.folder.with_suffix(f".{split}.log")
-        words = ["-m", "benchmarks.accuracy", "judge", str(trial.folder), split, str(evaluations), root]
-        if _run(words, log, jobs):
-            return f"{trial.variant}, seed {trial.seed}: judging failed, see {log}"
-    with _writing:
-        write_rows(study)
-    return None
+    def _finished(self, trial: Trial) -> bool:
+        return _holds(self._row(trial), "validate top1", self.study.evaluations_of(trial.variant))
 
+    def _fit(self, trial: Trial) -> str | None:
+        if missing := [n for n in trial.needs if not self.study.trial(n, trial.seed).read("trained")]:
+            return f"{trial}: not begun, as {missing[0]}, from which it starts, is not trained"
+        print(f"{trial}: {trial.command}", flush=True)
+        if trial.read("trained") is None:
+            last, log = trial.folder / "checkpoints" / "last.ckpt", trial.folder / "fit.log"
+            words, resumed = trial.words, last.exists()
+            if resumed:
+                words = ["fit", "--config", str(trial.folder / "config.yaml"), "--ckpt_path", str(last)]
+            else:
+                trial.write("started", _facts(trial, self.jobs))
+            start = time.perf_counter()
+            if self._run(["train.py", *words, "--run", str(trial.folder), "--data.root", self.root], log):
+                return f"{trial}: training failed, see {log}"
+            took = {"minutes": round((time.perf_counter() - start) / 60, 1), "resumed": resumed}
+            trial.write("trained", (trial.read("started") or {}) | took)
+        return self._judge(trial, "validate")
 
-def _holds(scores: dict[str, Any], name: str, evaluations: list[int]) -> bool:
-    return all(not pd.isna(scores.get(f"{name} {evaluation_name(n)}")) for n in evaluations)
+    def _judge(self, trial: Trial, split: str) -> str | None:
+        evaluations = self.study.evaluations_of(trial.variant)
+        if not _holds(trial.read(split) or {}, "top1", evaluations):
+            log = trial.folder / f"{split}.log"
+            words = ["-m", "benchmarks.accuracy", "judge", str(trial.folder), split, str(evaluations)]
+            if self._run([*words, self.root], log):
+                return f"{trial}: judging failed, see {log}"
+        with self.writing:
+            write_rows(self.study)
+        return None
 
-
-def _run(words: list[str], log: Path, jobs: int) -> int:
-    """Run python with its share of the cores; returns the exit code."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as out:
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        done = subprocess.run(
-            [sys.executable, *words], stdout=out, stderr=out, env=environment, cwd=REPOSITORY
-        )
+    def _run(self, words: list[str], log: Path) -> int:
+        """Run python with its share of the cores; returns the exit code."""
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as out:
+            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+            done = subprocess.run(
+                [sys.executable, *words], stdout=out, stderr=out, env=environment, cwd=REPOSITORY
+            )
         return done.returncode
 
 
-def _facts(trial: Trial, jobs: int) -> dict[str, Any]:
+def _holds(scores: Row, name: str, evaluations: list[int]) -> bool:
+    return all(not pd.isna(scores.get(f"{name} {evaluation_name(n)}")) for n in evaluations)
+
+
+def commit() -> str:
+    """The commit that the repository stands at; ``-dirty`` where files differ from it."""
     described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    done = subprocess.run(described, capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return done.stdout.strip()
+
+
+def _facts(trial: Trial, jobs: int) -> Row:
     return {
-        "command": shlex.join(trial.command),
-        "commit": subprocess.run(
-            described, capture_output=True, text=True, check=True, cwd=REPOSITORY
-        ).stdout.strip(),
+        "command": trial.command,
+        "recipe": trial.recipe(REPOSITORY),
+        "commit": commit(),
         "hardware": f"{_processor()}, {os.cpu_count()} cores, {jobs} runs at a time",
         "versions": f"Python {platform.python_version()}, torch {torch.__version__}, timm {timm.__version__}",
     }
@@ -119,5 +145,6 @@ def _facts(trial: Trial, jobs: int) -> dict[str, Any]:
 def _processor() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
     return next((line.split(": ")[1] for line in lines if line.startswith("model name")), platform.machine())
