@@ -76,15 +76,18 @@ class Competition(nn.Module):
             relaxed=self.training,
         )
 
-    def probabilities(self, x: Tensor) -> Tensor:
+    def probabilities(self, x: Tensor, noise: float | None = None) -> Tensor:
         """Winner probabilities of the input ``x``, (..., B, U, ...), for losses.
 
         They are softmax(beta h / s). For a deterministic layer, s = 0, they are taken at s = 1:
         its own are one-hot and carry no gradient.
+
+        Args:
+            noise: another s than the layer's.
         """
         beta = self.beta / self.spread if self.normalize else self.beta
         return functional.winner_probabilities(
-            x, self.competitors, dim=self.dim, beta=beta, noise=self.noise or 1.0
+            x, self.competitors, dim=self.dim, beta=beta, noise=noise or self.noise or 1.0
         )
 
     def extra_repr(self) -> str:
