@@ -199,7 +199,7 @@ class Classifier(LightningModule):
                 assert f.inputs is not None
                 q = competition.probabilities(f.inputs)
                 kl.append(kl_to_uniform(q, dim=f.dim + 1))
-                # At the scale of the gradient's temperature: with little noise who never wins has no gradient.
+                # At the gradient's temperature: with little noise, units that never win have no gradient.
                 soft = competition.probabilities(f.inputs, noise=competition.tau)
                 entropy.append(usage_entropy(soft, block_dim=f.dim, dim=f.dim + 1))
         return {"kl": torch.stack(kl).mean(), "usage_entropy": torch.stack(entropy).mean()}
