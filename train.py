@@ -105,8 +105,8 @@ def check_same_network(path: str, config) -> None:
     """Read a checkpoint and refuse one of another network than the config describes."""
     trained = read_checkpoint(path)["hyper_parameters"]
     network = ("backbone", "backbone_args", "activation", "competitors", "sites", "placement", "dim")
-    for name in (*network, "optimizer"):
-        if trained[name] != config[name]:
+    for name in (*network, "normalize", "optimizer"):
+        if trained.get(name, config[name]) != config[name]:  # older checkpoints lack newer fields
             raise InputError(
                 f"checkpoint {path} has model.{name}={trained[name]} and the config {config[name]}; "
                 "use the config of its run"

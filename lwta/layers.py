@@ -48,16 +48,19 @@ class Competition(nn.Module):
             self.register_buffer("spread", torch.ones(()))
             self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
-    def _beta(self, x: Tensor) -> float | Tensor:
-        if not self.normalize:
-            return self.beta
-        if self.training:
-            spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
-            self.batches += 1
-            weight = (1.0 / self.batches).clamp_min(0.01)
-            self.spread += weight * (spread - self.spread)
-            return self.beta / spread
-        return self.beta / self.spread
+    @property
+    def logit_scale(self) -> float:
+        """What the inputs are multiplied with before they compete: beta, over their spread if normalised."""
+        return self.beta / float(self.spread) if self.normalize else self.beta
+
+    def _batch_scale(self, x: Tensor) -> float | Tensor:
+        if not (self.normalize and self.training):
+            return self.logit_scale
+        spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
+        self.batches += 1
+        # A plain mean at first, so that a short training does not remember the initial value.
+        self.spread += (spread - self.spread) * (1 / self.batches).clamp_min(0.01)
+        return self.beta / spread
 
     def forward(self, x: Tensor) -> Winners:
         noise, seed = self.noise, self.seed
@@ -69,7 +72,7 @@ class Competition(nn.Module):
             x,
             self.competitors,
             dim=self.dim,
-            beta=self._beta(x),
+            beta=self._batch_scale(x),
             noise=noise,
             tau=self.tau,
             seed=seed,
@@ -85,9 +88,8 @@ class Competition(nn.Module):
         Args:
             noise: another s than the layer's.
         """
-        beta = self.beta / self.spread if self.normalize else self.beta
         return functional.winner_probabilities(
-            x, self.competitors, dim=self.dim, beta=beta, noise=noise or self.noise or 1.0
+            x, self.competitors, dim=self.dim, beta=self.logit_scale, noise=noise or self.noise or 1.0
         )
 
     def extra_repr(self) -> str:

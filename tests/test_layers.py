@@ -448,3 +448,47 @@ def test_watch_sees_the_calls_of_a_model_that_ran_compiled_before(compiler):
     with watch(model, {"1": -1, "5": -1}) as calls:
         compiled(x)
     assert [len(found) for found in calls.values()] == [1, 1]
+
+
+def test_normalised_logits_compete_relative_to_their_spread():
+    x = torch.randn(64, 12) * 7
+    winners = []
+    for scale in (1.0, 100.0):
+        layer = LWTA(4, -1, noise=0.5, normalize=True).train()
+        torch.manual_seed(3)
+        winners.append(layer.competition(scale * x).winner)
+    assert torch.equal(*winners)
+    torch.manual_seed(3)
+    assert not torch.equal(LWTA(4, -1, noise=0.5).train().competition(x).winner, winners[0])
+
+
+def test_normalised_logits_have_the_gradient_of_their_scale():
+    x = torch.randn(8, 12, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(8, 12, dtype=torch.float64)
+    layer = LWTA(4, -1, beta=2.0, noise=0.0, tau=0.7, normalize=True).train()
+    (found,) = torch.autograd.grad(layer(x), x, upstream)
+    beta = 2.0 / float(x.square().mean().sqrt())
+    values = lwta(x, 4, dim=-1, beta=beta, tau=0.7, relaxed=True).values
+    (expected,) = torch.autograd.grad(values, x, upstream)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_in_evaluation_logits_are_normalised_by_what_training_saw():
+    layer = LWTA(4, -1, noise=0.1, normalize=True).train()
+    batches = [torch.randn(16, 12) * scale for scale in (1.0, 3.0)]
+    for batch in batches:
+        layer(batch)
+    spread = sum(float(batch.square().mean().sqrt()) for batch in batches) / 2
+    competition = layer.eval().competition
+    assert competition.logit_scale == pytest.approx(1 / spread, rel=1e-5)
+    layer(batches[0] * 50)
+    assert competition.logit_scale == pytest.approx(1 / spread, rel=1e-5)
+    q = competition.probabilities(batches[0])
+    torch.testing.assert_close(
+        q, (batches[0].view(16, 3, 4) / spread / 0.1).softmax(-1), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_gain_scales_what_fires():
+    x = torch.tensor([[-3.0, -1.0, 2.0, 5.0]])
+    assert torch.equal(LWTA(2, -1, gain=2.0).eval()(x), 2 * LWTA(2, -1).eval()(x))

@@ -165,7 +165,7 @@ def _rivals(module: LWTA, firing: Firing, readout: Readout, unit: int) -> tuple[
     where = strength.masked_fill(~fired, -torch.inf).argmax()
     h = at_least_single(readout.positions(firing.inputs, firing.dim)[0, where])  # (D,), as they compete
     block, place = divmod(unit, competition.competitors)
-    logits = (competition.beta * to_blocks(h, competition.competitors, 0))[block]
+    logits = (competition.logit_scale * to_blocks(h, competition.competitors, 0))[block]
     probabilities = (logits / (competition.noise or 1.0)).softmax(0)  # s = 0 has none; at s = 1 then
     order = [k for k in logits.argsort(descending=True, stable=True).tolist() if k != place]
     rivals = [

@@ -63,7 +63,7 @@ class Tally:
         self.fired = self.fired + fired.sum((0, 1)).cpu()
         self.places += fired.shape[0] * fired.shape[1]
         if self.competition is not None:
-            u, beta = self.competition.competitors, self.competition.beta
+            u, beta = self.competition.competitors, self.competition.logit_scale
             self.rivals = self.rivals + count_rivals(firing, readout, u, beta).cpu()
 
     def add(self, read: Reading, product: Tensor, dim: int) -> None:
