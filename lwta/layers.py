@@ -29,6 +29,7 @@ class Competition(nn.Module):
 
     seed: Tensor | None
     spread: Tensor
+    batches: Tensor
 
     def __init__(
         self,
