@@ -174,16 +174,17 @@ class Classifier(LightningModule):
         scales = self.set_scales(self.current_epoch + batch_idx / self.trainer.num_training_batches)
         self._epochs_done = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
         smoothing = self.hparams["label_smoothing"]
-        if not (scales["kl_weight"] or scales["balance_weight"]):
+        weights = {"kl": scales["kl_weight"], "usage_entropy": -scales["balance_weight"]}
+        if not any(weights.values()):
             loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
         else:
             with watch(self.backbone, self.sparsity.dims) as calls:
                 loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
-            terms = self._competition_terms(calls)
-            logged = {f"train/{name}": value for name, value in terms.items()}
-            self.log_dict(logged, on_step=False, on_epoch=True, sync_dist=True)
-            loss = loss + scales["kl_weight"] * terms["kl"]
-            loss = loss - scales["balance_weight"] * terms["usage_entropy"]
+            for name, weight in weights.items():
+                if weight:
+                    term = self._competition_term(name, calls)
+                    self.log(f"train/{name}", term, on_step=False, on_epoch=True, sync_dist=True)
+                    loss = loss + weight * term
         self._refuse_nan(loss, batch_idx)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
@@ -192,17 +193,19 @@ class Classifier(LightningModule):
         self.log_dict(logged, on_step=False, on_epoch=True)
         return loss
 
-    def _competition_terms(self, calls: dict[str, list[Firing]]) -> dict[str, Tensor]:
-        kl, entropy = [], []
-        for name, competition in competitions(self.backbone).items():
-            for f in calls.get(name, []):
+    def _competition_term(self, name: str, calls: dict[str, list[Firing]]) -> Tensor:
+        """KL or usage entropy, averaged over layers."""
+        found = []
+        for layer, competition in competitions(self.backbone).items():
+            for f in calls.get(layer, []):
                 assert f.inputs is not None
-                q = competition.probabilities(f.inputs)
-                kl.append(kl_to_uniform(q, dim=f.dim + 1))
-                # At the gradient's temperature: with little noise, units that never win have no gradient.
-                soft = competition.probabilities(f.inputs, noise=competition.tau)
-                entropy.append(usage_entropy(soft, block_dim=f.dim, dim=f.dim + 1))
-        return {"kl": torch.stack(kl).mean(), "usage_entropy": torch.stack(entropy).mean()}
+                if name == "kl":
+                    found.append(kl_to_uniform(competition.probabilities(f.inputs), dim=f.dim + 1))
+                else:
+                    # At the gradient's temperature: with little noise, units that never win have no gradient.
+                    soft = competition.probabilities(f.inputs, noise=competition.tau)
+                    found.append(usage_entropy(soft, block_dim=f.dim, dim=f.dim + 1))
+        return torch.stack(found).mean()
 
     def _refuse_nan(self, loss: Tensor, batch_idx: int) -> None:
         # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN.

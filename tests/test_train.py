@@ -161,6 +161,26 @@ def test_schedules_reach_the_competition(tiny):
     )
 
 
+def test_both_terms_enter_the_loss_with_their_weights(tiny, tmp_path):
+    # With so small a step, and nothing drawn, every run sees the same network.
+    still = {"model__lr": 1e-12, "model__noise": 0.0, "trainer__max_epochs": 1}
+    still["model__backbone_args"] = "{img_size: 16, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2}"
+    logged = []
+    weights = [(0.0, 0.0), (0.5, 0.0), (0.5, 2.0)]
+    for place, (kl, balance) in enumerate(weights):
+        run = tmp_path / str(place)
+        tiny.fit(run=run, model__kl_weight=kl, model__balance_weight=balance, **still)
+        logged.append(values(run, 0))
+    plain, with_kl, with_both = logged
+    assert "train/kl" not in plain
+    assert with_kl["train/kl"] > 0.001
+    assert with_kl["train/loss"] == pytest.approx(plain["train/loss"] + 0.5 * with_kl["train/kl"], rel=1e-5)
+    assert 0.5 < with_both["train/usage_entropy"] < 1
+    assert with_both["train/loss"] == pytest.approx(
+        with_kl["train/loss"] - 2.0 * with_both["train/usage_entropy"], rel=1e-5
+    )
+
+
 def test_competitors_double_and_a_checkpoint_competes_as_it_was_trained(tiny):
     tiny.fit(model__doublings=2, model__doubling_epochs=2, trainer__max_epochs=1)
     assert values(tiny.folder, 0)["val/active_fraction"] == pytest.approx(1 / 6)  # its last batch: one of two
