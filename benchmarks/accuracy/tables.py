@@ -50,7 +50,7 @@ def _validation(rows: pd.DataFrame) -> str:
                     row["validate winners that differ, least layer"], 1
                 ),
                 "dead, worst layer": _percent(row["validate dead, worst layer"]),
-                "minutes": row["minutes"],
+                "minutes": "" if row["resumed"] else row["minutes"],
             }
         )
     return _markdown(lines)
