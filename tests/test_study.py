@@ -169,7 +169,13 @@ def judged(trial, split, right, shown="images"):
     scores |= {"active, competing sites": 0.04, "active, all sites": 0.04, "participation ratio": 0.02}
     for name, bits in right.items():
         scores |= {f"top1 {name}": float(np.mean(bits)), f"calibration {name}": 0.1}
-    facts = {"command": trial.command, "recipe": trial.recipe(REPOSITORY), "commit": "abc", "minutes": 1, "resumed": False}
+    facts = {
+        "command": trial.command,
+        "recipe": trial.recipe(REPOSITORY),
+        "commit": "abc",
+        "minutes": 1,
+        "resumed": False,
+    }
     trial.write("started", facts)
     trial.write("trained", facts)
     np.savez(trial.folder / f"{split}.npz", **{name: np.array(bits, bool) for name, bits in right.items()})

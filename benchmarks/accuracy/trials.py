@@ -126,10 +126,14 @@ def _holds(scores: Row, name: str, evaluations: list[int]) -> bool:
 
 
 def commit() -> str:
-    """The commit that the repository stands at; ``-dirty`` where files differ from it."""
+    """The commit that the repository stands at; ``-dirty`` where files differ from it, unknown without git."""
     described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
-    done = subprocess.run(described, capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    return done.stdout.strip()
+    try:
+        return subprocess.run(
+            described, capture_output=True, text=True, check=True, cwd=REPOSITORY
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def _facts(trial: Trial, jobs: int) -> Row:
