@@ -126,7 +126,7 @@ def _holds(scores: Row, name: str, evaluations: list[int]) -> bool:
 
 
 def commit() -> str:
-    """The commit that the repository stands at; ``-dirty`` where files differ from it, unknown without git."""
+    """The commit that the repository stands at, ``-dirty`` where files differ; ``unknown`` without git."""
     described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(
