@@ -311,13 +311,14 @@ class Classifier(LightningModule):
                 "trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
             )
         # The scales that the weights were last trained with; sampling at evaluation needs them.
-        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in competitions(self.backbone).items()}
+        layers = competitions(self.backbone)
+        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in layers.items()}
+        checkpoint["competitors"] = {name: c.competitors for name, c in layers.items()}  # they may double
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, competition in competitions(self.backbone).items():
             competition.noise, competition.tau = checkpoint["scales"][name]
-        if self.hparams["doublings"]:
-            self.set_scales(checkpoint["epoch"] + 1.0)
+            competition.competitors = checkpoint.get("competitors", {}).get(name, competition.competitors)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Classifier":

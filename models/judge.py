@@ -138,8 +138,9 @@ class _Tally:
         self.meter = ActivityMeter(run.model.report)
         self.names = {n: evaluation_name(n) for n in sorted({0, *evaluations})}
         self.right = {name: torch.zeros(images, dtype=torch.bool) for name in self.names.values()}
+        classes = run.model.hparams["num_classes"]
         self.calibration = {
-            name: MulticlassCalibrationError(run.data.num_classes, n_bins=15, norm="l1").to(run.model.device)
+            name: MulticlassCalibrationError(classes, n_bins=15, norm="l1").to(run.model.device)
             for name in self.names.values()
         }
         self.winners: dict[str, Tensor] = {}
