@@ -17,7 +17,7 @@ from torchmetrics import MetricCollection
 
 from lwta.errors import InputError
 from lwta.functional import kl_to_uniform, usage_entropy
-from lwta.layers import Firing, competitions, watch
+from lwta.layers import Competition, Firing, competitions, watch
 from models.backbone import create_backbone, read_checkpoint, run_checkpoint
 from models.checks import check_model
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
@@ -156,7 +156,15 @@ class Classifier(LightningModule):
             raise InputError(
                 f"there is no run or file {weights} to start from; train it first, or set model.weights"
             )
-        load_weights(self.backbone, run_checkpoint(weights) if Path(weights).is_dir() else weights)
+        # A dense network knows no spread of logits; batches of this training tell it.
+        measured = {
+            f"{place}.{name}"
+            for place, module in self.backbone.named_modules()
+            if isinstance(module, Competition)
+            for name, _ in module.named_buffers()
+        }
+        file = run_checkpoint(weights) if Path(weights).is_dir() else weights
+        load_weights(self.backbone, file, may_lack=measured)
 
     def on_fit_start(self) -> None:
         rank_zero_info(str(self.report))

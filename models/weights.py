@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def code_hash(model: nn.Module, *others: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_weights(model: nn.Module, file: str | Path) -> None:
+def load_weights(model: nn.Module, file: str | Path, may_lack: Collection[str] = ()) -> None:
     """Load a file of weights into a network, every weight of both by its name.
 
     Args:
@@ -52,6 +53,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
         file: .safetensors, or .pt, .pth, .bin, .ckpt as ``torch.save`` writes them: a state dict, alone or
             as ``{"state_dict": ...}`` or ``{"model": ...}``; the prefixes ``module.``, ``model.`` and
             ``backbone.`` are dropped where the names fit without.
+        may_lack: names that stay as they are in the network where the file does not have them.
 
     Raises:
         InputError: where the file is missing, holds more than tensors and plain values, or does not fit.
@@ -66,6 +68,7 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
                 f"{wanted or 'a number'} in the network; build the network they were trained in"
             )
     missing, unexpected = model.load_state_dict(state, strict=False)
+    missing = [name for name in missing if name not in may_lack]
     wrong = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
         for names, what in ((missing, "missing"), (unexpected, "that the network does not have"))

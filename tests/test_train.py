@@ -388,15 +388,19 @@ class Spoil(Callback):
                     parameter.zero_()
 
 
-def test_a_sparse_run_starts_from_a_dense_one_and_needs_it_only_once(tiny, tmp_path):
+@pytest.mark.parametrize("normalize", ["false", "true"])  # a dense network knows no spread of logits
+def test_a_sparse_run_starts_from_a_dense_one_and_needs_it_only_once(tiny, tmp_path, normalize):
     dense = tmp_path / "dense"
     tiny.fit(run=dense, model__competitors="null", trainer__max_epochs=1)
     # With so small a step the weights after training are those before it.
-    tiny.fit(model__weights=dense, model__lr=1e-12, model__weight_decay=0.0, trainer__max_epochs=1)
+    start = {"model__weights": dense, "model__normalize": normalize}
+    tiny.fit(**start, model__lr=1e-12, model__weight_decay=0.0, trainer__max_epochs=1)
     before, after = (Classifier.from_checkpoint(run_checkpoint(run)) for run in (dense, tiny.folder))
     assert after.report.swapped
+    found = after.backbone.state_dict()
     weights = before.backbone.state_dict()
-    assert all(torch.allclose(weights[k], v, atol=1e-6) for k, v in after.backbone.state_dict().items())
+    assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in weights.items())
+    assert len(found) - len(weights) == (2 * len(after.report.swapped) if normalize == "true" else 0)
     dense.rename(tmp_path / "gone")
     config, last = tiny.folder / "config.yaml", tiny.folder / "checkpoints" / "last.ckpt"
     train.main(["fit", f"--config={config}", f"--ckpt_path={last}", "--trainer.max_epochs=2"])
