@@ -34,13 +34,6 @@ def check_model(h: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None
     for name in ("beta", "gain"):
         if not 0 < h[name] < math.inf:
             raise InputError(f"{name} must be above 0, not {h[name]}")
-    if doublings := h["doublings"]:
-        first, left = divmod(h["competitors"] or 0, 2**doublings)
-        if first < 2 or left or not h["doubling_epochs"] > 0:
-            raise InputError(
-                f"{doublings} doublings need doubling_epochs above 0, and competitors that are at least two "
-                f"times 2^{doublings}, not {h['competitors']}"
-            )
     if not 0 <= h["label_smoothing"] < 1 or not h["lr"] > 0:
         raise InputError("label_smoothing lies in [0, 1), and lr above 0")
     if h["sites"] == []:

@@ -46,8 +46,6 @@ class Classifier(LightningModule):
         beta: logit scale of the competition.
         normalize: divide its logits by their root mean square.
         gain: factor on the values that fire.
-        doublings, doubling_epochs: begin with competitors / 2^doublings and double that at equal
-            intervals, for the last time after so many epochs.
         noise: scale s of its Gumbel noise, a number or a schedule; 0 is deterministic.
         tau: temperature of the relaxed gradient, a number or a schedule.
         kl_weight, balance_weight: weights of the two terms, numbers or schedules.
@@ -75,8 +73,6 @@ class Classifier(LightningModule):
         beta: float = 1.0,
         normalize: bool = False,
         gain: float = 1.0,
-        doublings: int = 0,
-        doubling_epochs: float = 0,
         noise: float | Schedule = 1.0,
         tau: float | Schedule = 1.0,
         kl_weight: float | Schedule = 0.0,
@@ -136,9 +132,6 @@ class Classifier(LightningModule):
         values = {name: schedule.at(epoch) for name, schedule in self.schedules.items()}
         for competition in competitions(self.backbone).values():
             competition.noise, competition.tau = values["noise"], values["tau"]
-            if doublings := self.hparams["doublings"]:
-                left = doublings - int(doublings * epoch / self.hparams["doubling_epochs"])
-                competition.competitors = self.hparams["competitors"] // 2 ** max(left, 0)
         return values
 
     # -- training -----------------------------------------------------------------------------
@@ -319,14 +312,12 @@ class Classifier(LightningModule):
                 "trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
             )
         # The scales that the weights were last trained with; sampling at evaluation needs them.
-        layers = competitions(self.backbone)
-        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in layers.items()}
-        checkpoint["competitors"] = {name: c.competitors for name, c in layers.items()}  # they may double
+        layers = competitions(self.backbone).items()
+        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in layers}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, competition in competitions(self.backbone).items():
             competition.noise, competition.tau = checkpoint["scales"][name]
-            competition.competitors = checkpoint.get("competitors", {}).get(name, competition.competitors)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Classifier":

@@ -181,16 +181,6 @@ def test_both_terms_enter_the_loss_with_their_weights(tiny, tmp_path):
     )
 
 
-def test_competitors_double_and_a_checkpoint_competes_as_it_was_trained(tiny):
-    tiny.fit(model__doublings=2, model__doubling_epochs=2, trainer__max_epochs=1)
-    assert values(tiny.folder, 0)["val/active_fraction"] == pytest.approx(1 / 6)
-    (competition, _) = competitions(Classifier.from_checkpoint(run_checkpoint(tiny.folder)).backbone).values()
-    assert competition.competitors == 6
-    tiny.fit(ckpt_path=tiny.folder / "checkpoints" / "last.ckpt", trainer__max_epochs=3,
-             model__doublings=2, model__doubling_epochs=2)  # fmt: skip
-    assert values(tiny.folder, 2)["val/active_fraction"] == pytest.approx(1 / 24, abs=1e-3)
-
-
 # --- bad input --------------------------------------------------------------------------------
 
 
@@ -223,8 +213,6 @@ def test_competitors_double_and_a_checkpoint_competes_as_it_was_trained(tiny):
         ),
         ({"model__beta": -1.0}, "beta must be above 0"),
         ({"model__gain": 0.0}, "gain must be above 0"),
-        ({"model__doublings": 1}, "1 doublings need doubling_epochs above 0"),
-        ({"model__doublings": 4, "model__doubling_epochs": 1}, r"at least two times 2\^4, not 24"),
         ({"model__noise": ".nan"}, "noise must be finite"),
         ({"model__sites": "[]"}, "sites names no site"),
         ({"model__lr": -1.0}, "lr above 0"),
