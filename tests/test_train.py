@@ -15,7 +15,6 @@ import yaml
 from lightning.pytorch import Callback
 
 import train
-from lwta.layers import competitions
 from models.backbone import read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.schedule import Schedule
