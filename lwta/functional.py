@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lwta.gradient import StraightThrough, keep_winners, one_hot
+from lwta.gradient import StraightThrough, keep_winners, one_hot, perturbed, working_dtype
 
 
 class Winners(NamedTuple):
@@ -79,38 +79,6 @@ def nearest_divisors(units: int, competitors: int, count: int = 4) -> list[int]:
     return sorted(sorted(divisors, key=lambda u: max(u / target, target / u))[:count])
 
 
-def draw_seed() -> Tensor:
-    """A fresh int64 seed, shape (), from torch's default CPU generator.
-
-    Seeds stay on the CPU: reading one there forces no device synchronisation. Under
-    ``torch.compile`` Inductor draws from a stream of its own, seeded by ``torch.manual_seed`` too.
-    """
-    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
-
-
-@torch.library.custom_op("lwta::gumbel", mutates_args=())
-def _gumbel(like: Tensor, seed: Tensor) -> Tensor:
-    generator = torch.Generator(like.device).manual_seed(int(seed))
-    uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-    # rand may return exactly 0, whose log is -inf; the smallest normal number stands in for it.
-    return uniform.clamp_min_(torch.finfo(like.dtype).tiny).log_().neg_().log_().neg_()
-
-
-@_gumbel.register_fake
-def _(like: Tensor, seed: Tensor) -> Tensor:
-    return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-
-
-def gumbel_like(x: Float[Tensor, "*shape"], seed: Int[Tensor, ""]) -> Float[Tensor, "*shape"]:
-    """Gumbel(0, 1) noise of x's shape, dtype and device, a function of ``seed`` (int64, on the CPU).
-
-    >>> x, seed = torch.zeros(5), torch.tensor(7)
-    >>> bool((gumbel_like(x, seed) == gumbel_like(x, seed)).all())
-    True
-    """
-    return _gumbel(x, seed)
-
-
 def lwta(
     x: Float[Tensor, "*shape"],
     competitors: int,
@@ -155,21 +123,15 @@ def lwta(
     dim = positive_axis(dim, x.ndim)
     axis = dim + 1
     h = to_blocks(x, competitors, dim)
-    z = h.detach().to(_working_dtype(x)) * beta
-    if noise > 0:
-        if seed is None:
-            raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
-        z = z + noise * gumbel_like(z, seed)
+    if noise > 0 and seed is None:
+        raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
+    seed = seed if noise > 0 else None
     if relaxed:
-        values, winner = StraightThrough.apply(h, z, beta, tau, axis)
+        values, winner = StraightThrough.apply(h, beta, noise, tau, seed, axis)
     else:
-        winner = z.argmax(axis, keepdim=True)
+        winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
         values = keep_winners(h, one_hot(winner, competitors, axis))
     return Winners(values.flatten(dim, axis), winner.squeeze(axis))
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
 
 
 def winner_probabilities(
@@ -190,7 +152,7 @@ def winner_probabilities(
              [0.5000, 0.5000]]])
     """
     dim = positive_axis(dim, x.ndim)
-    h = to_blocks(x, competitors, dim).to(_working_dtype(x)) * beta
+    h = to_blocks(x, competitors, dim).to(working_dtype(x)) * beta
     if noise > 0:
         return (h / noise).softmax(dim + 1)
     return one_hot(h.argmax(dim + 1, keepdim=True), competitors, dim + 1).to(h.dtype)

@@ -12,6 +12,7 @@ from lwta import functional
 from lwta.errors import InputError
 from lwta.functional import Winners
 from lwta.gradient import one_hot
+from lwta.noise import draw_seed
 
 
 class Competition(nn.Module):
@@ -66,7 +67,7 @@ class Competition(nn.Module):
     def forward(self, x: Tensor) -> Winners:
         noise, seed = self.noise, self.seed
         if self.training:
-            seed = functional.draw_seed() if noise > 0 else None
+            seed = draw_seed() if noise > 0 else None
         elif seed is None:
             noise = 0.0
         return functional.lwta(

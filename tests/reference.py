@@ -14,6 +14,21 @@ import numpy as np
 Index = tuple[int, ...]
 
 
+def philox(counter: tuple[int, int, int, int], key: tuple[int, int], rounds: int = 10) -> tuple[int, ...]:
+    """Four random 32-bit words, Philox4x32 (Salmon et al., "Parallel random numbers", SC 2011)."""
+    c, k = list(counter), list(key)
+    for _ in range(rounds):
+        first, second = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(second >> 32) ^ c[1] ^ k[0], second % 2**32, (first >> 32) ^ c[3] ^ k[1], first % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return tuple(c)
+
+
+def gumbel(word: int) -> float:
+    """-log(-log(u)) with u in the middle of one of 2^23 intervals, chosen by a word's upper bits."""
+    return -math.log(-math.log(((word >> 9) + 0.5) / 2**23))
+
+
 def positions(shape: tuple[int, ...], axis: int) -> Iterator[tuple[Index, Index]]:
     """The indices of every position, split into those before the unit axis and those after."""
     before, after = shape[:axis], shape[axis + 1 :]

@@ -8,6 +8,7 @@ from lwta import LWTA, functional
 from lwta.dissect.intervene import Change, changed, excluded, silenced
 from lwta.errors import InputError
 from lwta.layers import competitions, sampled, watch
+from lwta.noise import gumbel_like
 from tests.by_hand import (
     FIRST,
     LAST,
@@ -126,7 +127,7 @@ def test_where_winners_are_drawn_the_same_draw_decides_among_those_left(shape, d
         with excluded(model, "0", torch.tensor(barred)):
             found = model(x)
     axis = functional.positive_axis(dim, x.ndim)
-    noise = 3 * functional.gumbel_like(x.unflatten(axis, (3, 4)), seed).flatten(axis, axis + 1)
+    noise = 3 * gumbel_like(x.unflatten(axis, (3, 4)), seed, axis + 1).flatten(axis, axis + 1)
     assert units_first(found, dim) == expected(x, dim, 4, barred, noise=noise)
     assert units_first(found, dim) != expected(x, dim, 4, barred)
 

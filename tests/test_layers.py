@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lwta import LWTA, TopK, lwta
-from lwta.functional import draw_seed, winner_probabilities
+from lwta.functional import winner_probabilities
 from lwta.layers import competitions, sampled, watch
+from lwta.noise import draw_seed
 from tests import reference
 
 

@@ -153,12 +153,6 @@ def test_values_of_other_images_are_refused(name):
         MEASURES[name](values[1:], presence)
 
 
-def test_the_compiled_logarithm_is_one():
-    x = np.concatenate([np.logspace(-37, 38, 4001), np.linspace(0.5, 2.5, 2001)]).astype(np.float32)
-    found = np.array([kernels._log(number) for number in x])
-    np.testing.assert_allclose(found, np.log(x.astype(np.float64)), rtol=2e-7, atol=1e-7)
-
-
 # --- rank_reorder --------------------------------------------------------------------------------
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lwta.dissect.kernels import add_divergence, over_concepts
+from lwta.compiled import over_ranges
+from lwta.dissect.kernels import CHUNK, add_divergence
 from lwta.dissect.presence import Cosines, Presence, as_presence, rows_of
 from lwta.errors import InputError
 
@@ -133,7 +134,7 @@ def jensen_shannon(
         q = (a[row, unit] / weights[unit]).float().clamp_min(1e-30)
         starts = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
         arguments = (log_shares, shares, won, starts, row, q, sums)
-        over_concepts(add_divergence, concepts, *(x.numpy() for x in arguments))
+        over_ranges(add_divergence, concepts, *(x.numpy() for x in arguments), chunk=CHUNK)
     scores = -0.5 * (sums + math.log(2))
     return scores.masked_fill(~(weights > 0)[:, None], torch.nan).float()
 

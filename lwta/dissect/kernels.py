@@ -1,79 +1,20 @@
 """Compiled inner loops of the similarities, over a range of concepts each.
 
 A thread takes a range of concepts, so that what it reads again and again of a block of images stays in its
-cache; the loops over concepts are contiguous and become vector instructions. The threads are Python's: the
-kernels release the interpreter, and such a pool lives well beside torch's threads and forked loaders.
+cache; the loops over concepts are contiguous and become vector instructions.
 """
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
-import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+
+from lwta.compiled import LN2, compiled, log
 
 GROUP = 5  # entries of a unit that one pass over the concepts takes
 CHUNK = 512  # concepts
-_ROOT = 0x3F3504F3  # the bits of sqrt(1/2)
-_LN2, _C3, _C5, _C7, _C9 = (np.float32(x) for x in (math.log(2), 2 / 3, 2 / 5, 2 / 7, 2 / 9))
-_compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 
 
-def over_concepts(kernel: Callable[..., None], count: int, *arguments: Any, chunk: int = CHUNK) -> None:
-    """``kernel(*arguments, first, last)`` for every range of ``count`` concepts, in torch's thread count."""
-    firsts = range(0, count, chunk)
-    threads = min(torch.get_num_threads(), len(firsts))
-    if threads <= 1:
-        for first in firsts:
-            kernel(*arguments, first, min(first + chunk, count))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        tasks = [pool.submit(kernel, *arguments, first, min(first + chunk, count)) for first in firsts]
-    for task in tasks:
-        task.result()
-
-
-@intrinsic
-def _exponent(typingctx, x):  # type: ignore[no-untyped-def]
-    """e of x = m 2^e with m in [sqrt(1/2), sqrt(2)), for a normal positive float32."""
-
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        bits = builder.sub(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(32)(_ROOT))
-        return builder.sitofp(builder.ashr(bits, ir.IntType(32)(23)), ir.FloatType())
-
-    return types.float32(types.float32), build
-
-
-@intrinsic
-def _mantissa(typingctx, x):  # type: ignore[no-untyped-def]
-    """m of :func:`_exponent`."""
-
-    def build(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        bits = builder.sub(builder.bitcast(args[0], ir.IntType(32)), ir.IntType(32)(_ROOT))
-        bits = builder.and_(bits, ir.IntType(32)(0x7FFFFF))
-        return builder.bitcast(builder.add(bits, ir.IntType(32)(_ROOT)), ir.FloatType())
-
-    return types.float32(types.float32), build
-
-
-@_compiled
-def _log(x: np.float32) -> np.float32:
-    """log x of a normal positive float32 in plain arithmetic, which the compiler can vectorise.
-
-    log m = 2 artanh((m - 1) / (m + 1)), whose series after five terms is off by 7e-10 at most.
-    """
-    m = _mantissa(x)  # type: ignore[call-arg]
-    s = (m - np.float32(1)) / (m + np.float32(1))
-    q = s * s
-    e = _exponent(x)  # type: ignore[call-arg]
-    return e * _LN2 + s * (np.float32(2) + q * (_C3 + q * (_C5 + q * (_C7 + q * _C9))))
-
-
-@_compiled
+@compiled
 def add_logs(
     shown: np.ndarray,
     units: np.ndarray,
@@ -114,10 +55,10 @@ def add_logs(
         if ends[g]:
             out = sums[units[g], first:last]
             for c in range(len(product)):
-                out[c] += _log(product[c])
+                out[c] += log(product[c])
 
 
-@_compiled
+@compiled
 def walk_ranks(
     orders: np.ndarray,
     presence: np.ndarray,
@@ -158,7 +99,7 @@ def walk_ranks(
                 presences[c, d] += presence[c, i]
 
 
-@_compiled
+@compiled
 def add_divergence(
     log_shares: np.ndarray,
     shares: np.ndarray,
@@ -180,7 +121,7 @@ def add_divergence(
         sums: float64 (D, K).
     """
     part = np.empty(last - first, np.float32)
-    half, ln2 = np.float32(0.5), _LN2
+    half, ln2 = np.float32(0.5), LN2
     for j in range(len(units)):
         part[:] = 0
         for e in range(starts[j], starts[j + 1]):
@@ -188,7 +129,7 @@ def add_divergence(
             q = weights[e]
             log_q = np.float32(math.log(q))
             for c in range(len(part)):
-                middle = _log((q + share[c]) * half)
+                middle = log((q + share[c]) * half)
                 part[c] += q * (log_q - middle) + share[c] * (logs[c] - middle - ln2)
         out = sums[units[j], first:last]
         for c in range(len(part)):

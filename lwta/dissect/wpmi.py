@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
+from lwta.compiled import over_ranges
 from lwta.dissect.entries import Entries, blocks, entries_of, grouped
-from lwta.dissect.kernels import GROUP, add_logs, over_concepts
+from lwta.dissect.kernels import CHUNK, GROUP, add_logs
 from lwta.dissect.presence import Presence, as_presence
 from lwta.dissect.record import Exemplars
 
@@ -190,9 +191,9 @@ def _add_compiled(
     sums: Tensor, shown: Tensor, unit: Tensor, rows: Tensor, absent: Tensor, present: Tensor, shared: int
 ) -> None:
     g = grouped(unit, rows, absent, present, shared)
-    over_concepts(
+    over_ranges(
         add_logs, sums.shape[1],
-        shown.numpy(), g.units, g.rows, g.absent, g.present, g.begins, g.ends, sums.numpy(),
+        shown.numpy(), g.units, g.rows, g.absent, g.present, g.begins, g.ends, sums.numpy(), chunk=CHUNK,
     )  # fmt: skip
 
 

@@ -1,0 +1,147 @@
+"""The compiled competition against loops: its arithmetic, its noise, threads and tiles."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lwta import cpu, functional, gradient
+from lwta.compiled import exp, log
+from lwta.noise import gumbel_like
+from tests import reference
+
+SHAPES = [(5, 4, 1), (3, 5, 7), (1, 24, 400), (700, 3, 1), (2, 70, 65), (3, 2, 5000)]
+
+
+def test_the_compiled_logarithm_is_one():
+    x = np.concatenate([np.logspace(-37, 38, 4001), np.linspace(0.5, 2.5, 2001)]).astype(np.float32)
+    found = np.array([log(number) for number in x])
+    np.testing.assert_allclose(found, np.log(x.astype(np.float64)), rtol=2e-7, atol=1e-7)
+
+
+def test_the_compiled_exponential_is_one():
+    x = np.concatenate([np.linspace(-87, 88, 4001), np.linspace(-1, 1, 2001)]).astype(np.float32)
+    found = np.array([exp(number) for number in x])
+    np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=4e-7)
+    assert 0 < exp(np.float32(-1e30)) < 2e-38
+    assert 0 < exp(np.float32(-np.inf)) < 2e-38
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ((0,) * 4, (0,) * 2, (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 4, (2**32 - 1,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_the_loops_of_philox_give_the_published_words(counter, key, words):
+    assert reference.philox(counter, key) == words
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
+def test_the_noise_is_that_of_the_loops(shape, seed):
+    found = cpu.gumbel(shape, seed)
+    outer, competitors, inner = shape
+    key = seed % 2**32, seed >> 32
+    places = list(itertools.product(range(outer), range(competitors), range(inner)))
+    for p, u, s in places[:: max(1, len(places) // 300)]:
+        words = reference.philox((p * inner + s, 0, u // 4, 0), key)
+        assert found[p, u, s] == pytest.approx(reference.gumbel(words[u % 4]), rel=3e-6, abs=3e-6)
+
+
+def test_positions_beyond_32_bits_have_noise_of_their_own():
+    words, first = np.empty((4, 16), np.uint32), 2**32 - 8
+    cpu._philox(first, 3, np.uint32(5), np.uint32(6), words, 16)
+    for t in range(16):
+        n = first + t
+        assert tuple(words[:, t]) == reference.philox((n % 2**32, n >> 32, 3, 0), (5, 6))
+
+
+def test_the_noise_is_finite_at_the_ends_of_the_uniform_draw():
+    z = np.zeros(2, np.float32)
+    cpu._add_gumbel_row(z, np.array([0, 2**32 - 1], np.uint32), np.float32(1), 2)
+    np.testing.assert_allclose(z, [reference.gumbel(0), reference.gumbel(2**32 - 1)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_it_agrees_with_torch_in_double_precision(shape, noise):
+    generator = torch.Generator().manual_seed(sum(shape))
+    h, upstream = (torch.randn(shape, generator=generator) for _ in range(2))
+    beta, tau, seed = 1.3, 0.4, 11
+    z = beta * h.double() + noise * gumbel_like(h, torch.tensor(seed), 1).double()
+    soft, place = (z / tau).softmax(1), z.argmax(1)
+    hard = torch.nn.functional.one_hot(place, shape[1]).movedim(-1, 1)
+    leaf = h.double().requires_grad_()
+    weighted = upstream.double() * leaf.detach()
+    expected = hard * upstream + beta / tau * soft * (weighted - (weighted * soft).sum(1, keepdim=True))
+
+    values, winner, relaxed = cpu.compete(h.numpy(), beta, tau, noise, seed)
+    assert np.array_equal(winner, place.numpy())
+    assert np.array_equal(values, (hard * h).numpy())
+    np.testing.assert_allclose(relaxed, soft.numpy(), rtol=2e-5, atol=1e-7)
+    found = cpu.gradient(upstream.numpy(), h.numpy(), relaxed, winner, beta / tau)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(30_000, 24, 1), (2, 24, 30_000)])
+def test_threads_change_nothing(shape):
+    h = np.random.default_rng(0).standard_normal(shape, np.float32)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            values, winner, relaxed = cpu.compete(h, 1.0, 0.3, 0.5, 9)
+            found.append([values, winner, relaxed, cpu.gradient(h, h, relaxed, winner, 2.0)])
+    finally:
+        torch.set_num_threads(before)
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_the_first_of_equals_wins_and_nan_is_not_hidden():
+    h = np.array([[1.0, 3.0, 3.0], [2.0, np.nan, 9.0], [-np.inf, -np.inf, -np.inf]], np.float32)[:, :, None]
+    values, winner, _ = cpu.compete(h, beta=1.0, tau=1.0)
+    assert winner[:, 0].tolist() == [1, 1, 0]
+    assert np.isnan(values[1, 1, 0])
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_the_operators_keep_the_rules_of_torch_library(axis):
+    h, seed = torch.randn(3, 4, 5, 2).requires_grad_(False), torch.tensor(1)
+    scales = [torch.tensor(scale) for scale in (1.5, 0.5, 0.3)]
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(torch.ops.lwta.compete.default, (h, *scales, seed, axis), test_utils=tests)
+    _, winner, relaxed = torch.ops.lwta.compete(h, *scales, seed, axis)
+    arguments = (torch.randn(3, 4, 5, 2), h, relaxed, winner, torch.tensor(5.0), axis)
+    torch.library.opcheck(torch.ops.lwta.gradient.default, arguments, test_utils=tests)
+
+
+def test_memory_formats_are_kept():
+    x = torch.randn(2, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    values = functional.lwta(x, 4, dim=1, noise=1.0, seed=torch.tensor(3), relaxed=True).values
+    values.backward(torch.randn(2, 8, 3, 5))
+    assert values.is_contiguous(memory_format=torch.channels_last)
+    assert x.grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_is_kept_for_the_gradient_is_the_input_the_relaxed_sample_and_the_winners():
+    x, kept = torch.randn(6, 48, requires_grad=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
+        functional.lwta(x, 24, dim=1, noise=1.0, seed=torch.tensor(3), relaxed=True)
+    assert sorted(kept) == [(6, 2, 1), (6, 2, 24), (6, 2, 24)]
+
+
+def test_other_types_take_the_path_of_torch():
+    assert gradient._compiled_for(torch.zeros(1))
+    assert not gradient._compiled_for(torch.zeros(1, dtype=torch.float64))
+    assert not gradient._compiled_for(torch.zeros(1, dtype=torch.bfloat16))
+    assert math.isfinite(float(gumbel_like(torch.zeros(1, 1, dtype=torch.float64), torch.tensor(0), 1)))
