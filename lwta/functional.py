@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lwta.gradient import StraightThrough, keep_winners, one_hot, perturbed, working_dtype
+from lwta.gradient import MeanUsage, StraightThrough, keep_winners, one_hot, perturbed, working_dtype
+from lwta.operators import compiled_for
 
 
 class Winners(NamedTuple):
@@ -177,7 +178,29 @@ def _floored(q: Tensor) -> Tensor:
     return q.clamp_min(torch.finfo(q.dtype).tiny)
 
 
-def usage_entropy(q: Float[Tensor, "..."], *, block_dim: int, dim: int) -> Float[Tensor, ""]:
+def mean_usage(
+    x: Float[Tensor, "..."],
+    competitors: int,
+    *,
+    dim: int,
+    beta: float | Float[Tensor, ""] = 1.0,
+    noise: float = 1.0,
+) -> Float[Tensor, "B U"]:
+    """:func:`winner_probabilities` averaged over batch and positions, (B, U); ``noise`` is above 0.
+
+    >>> sure = 100 * torch.eye(4)  # four samples, each certain of another winner
+    >>> mean_usage(sure, 4, dim=1)
+    tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+    axis = positive_axis(dim, x.ndim) + 1
+    h = to_blocks(x, competitors, axis - 1)
+    if compiled_for(h):
+        return MeanUsage.apply(h, beta / noise, axis)
+    q = winner_probabilities(x, competitors, dim=dim, beta=beta, noise=noise)
+    return q.movedim((axis - 1, axis), (-2, -1)).flatten(0, -3).mean(0)
+
+
+def usage_entropy(usage: Float[Tensor, "B U"]) -> Float[Tensor, ""]:
     """Entropy of the batch-averaged winner distribution, over log U, averaged over blocks.
 
     1 where every unit of every block wins equally often over the batch, 0 where one unit of each
@@ -185,14 +208,10 @@ def usage_entropy(q: Float[Tensor, "..."], *, block_dim: int, dim: int) -> Float
     sample free to be certain. Source: the diversity loss of wav2vec 2.0 (Baevski et al., 2020).
 
     Args:
-        q: winner probabilities; blocks along ``block_dim``, competitors along ``dim``.
+        usage: of :func:`mean_usage`.
 
-    >>> sure = torch.eye(4).view(4, 1, 4)   # four samples, each certain of another winner
-    >>> round(float(usage_entropy(sure, block_dim=1, dim=2)), 6)
+    >>> float(usage_entropy(torch.full((3, 4), 0.25)))
     1.0
     """
-    kept = {block_dim % q.ndim, dim % q.ndim}
-    over = [axis for axis in range(q.ndim) if axis not in kept]
-    mean = q.mean(over, keepdim=True) if over else q
-    entropy = -(mean * _floored(mean).log()).sum(dim)
-    return entropy.mean() / math.log(q.shape[dim])
+    entropy = -(usage * _floored(usage).log()).sum(1)
+    return entropy.mean() / math.log(usage.shape[1])

@@ -1,10 +1,12 @@
-"""The gradient of a competition in training: one-hot forward, relaxed sample backward."""
+"""Gradients written by hand: of a competition in training, and of how often each unit wins."""
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lwta.noise import gumbel_like, in_three
+from lwta import operators
+from lwta.noise import gumbel_like
+from lwta.operators import compiled_for
 
 
 def perturbed(h: Tensor, beta: float | Tensor, noise: float, seed: Tensor | None, axis: int) -> Tensor:
@@ -28,9 +30,9 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, beta, noise, tau, seed, axis):
-        if _compiled_for(h):
-            scales = (_as_tensor(beta), _as_tensor(noise), _as_tensor(tau))
-            values, winner, relaxed = _compete(h, *scales, seed, axis)
+        if compiled_for(h):
+            scales = (operators.as_tensor(beta), operators.as_tensor(noise), operators.as_tensor(tau))
+            values, winner, relaxed = operators.compete(h, *scales, seed, axis)
         else:
             z = perturbed(h, beta, noise, seed, axis)
             winner = z.argmax(axis, keepdim=True)
@@ -47,14 +49,32 @@ class StraightThrough(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream, _):
         h, relaxed, winner = ctx.saved_tensors
-        if _compiled_for(h):
-            gradient = _gradient(upstream, h, relaxed, winner, _as_tensor(ctx.scale), ctx.axis)
+        if compiled_for(h):
+            scale = operators.as_tensor(ctx.scale)
+            gradient = operators.gradient(upstream, h, relaxed, winner, scale, ctx.axis)
             return gradient, None, None, None, None, None
         weighted = upstream.to(relaxed.dtype) * h.to(relaxed.dtype)
         mean = (weighted * relaxed).sum(ctx.axis, keepdim=True)
         gradient = (weighted - mean).mul_(relaxed).mul_(ctx.scale)
         gradient += torch.where(one_hot(winner, h.shape[ctx.axis], ctx.axis), upstream, 0)
         return gradient.to(h.dtype), None, None, None, None, None
+
+
+class MeanUsage(torch.autograd.Function):
+    """Mean over batch and positions of q = softmax(scale h), (B, U), of float32 blocks h on the CPU."""
+
+    @staticmethod
+    def forward(ctx, h, scale, axis):
+        mean, q = operators.usage(h, operators.as_tensor(scale), axis)
+        ctx.save_for_backward(q)
+        ctx.scale, ctx.axis = scale, axis
+        return mean
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream):
+        (q,) = ctx.saved_tensors
+        return operators.usage_gradient(upstream, q, operators.as_tensor(ctx.scale), ctx.axis), None, None
 
 
 def one_hot(winner: Tensor, competitors: int, axis: int) -> Tensor:
@@ -68,58 +88,3 @@ def keep_winners(h: Tensor, mask: Tensor) -> Tensor:
     """h where the mask holds, 0 elsewhere."""
     # where, not a product: a loser that is inf or NaN must not reach the output as inf * 0.
     return torch.where(mask, h, 0)
-
-
-# -- float32 on the CPU: one compiled pass in place of some twenty ------------------------------
-
-
-def _compiled_for(h: Tensor) -> bool:
-    return h.device.type == "cpu" and h.dtype == torch.float32
-
-
-def _as_tensor(scale: float | Tensor) -> Tensor:
-    # A product: torch.compile takes what torch.tensor is given for a constant, and compiles anew for each.
-    return torch.ones((), dtype=torch.float64) * scale
-
-
-@torch.library.custom_op("lwta::compete", mutates_args=())
-def _compete(
-    h: Tensor, beta: Tensor, noise: Tensor, tau: Tensor, seed: Tensor | None, axis: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    from lwta import cpu  # compiles at first use
-
-    drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
-    values, winner, relaxed = cpu.compete(_array(h, axis), float(beta), float(tau), *drawn)
-    place = torch.from_numpy(winner).view((*h.shape[:axis], 1, *h.shape[axis + 1 :]))
-    return _shaped_like(h, values), place, _shaped_like(h, relaxed)
-
-
-@_compete.register_fake
-def _(h, beta, noise, tau, seed, axis):  # type: ignore[no-untyped-def]
-    winner = h.new_empty((*h.shape[:axis], 1, *h.shape[axis + 1 :]), dtype=torch.int64)
-    return torch.empty_like(h), winner, torch.empty_like(h)
-
-
-@torch.library.custom_op("lwta::gradient", mutates_args=())
-def _gradient(
-    upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, scale: Tensor, axis: int
-) -> Tensor:
-    from lwta import cpu
-
-    arrays = [_array(x, axis) for x in (upstream, h, relaxed)]
-    place = winner.contiguous().numpy().reshape(arrays[0].shape[0], arrays[0].shape[2])
-    return _shaped_like(h, cpu.gradient(*arrays, place, float(scale)))
-
-
-@_gradient.register_fake
-def _(upstream, h, relaxed, winner, scale, axis):  # type: ignore[no-untyped-def]
-    return torch.empty_like(h)
-
-
-def _array(x: Tensor, axis: int):  # type: ignore[no-untyped-def]
-    return x.detach().contiguous().numpy().reshape(in_three(x, axis))
-
-
-def _shaped_like(x: Tensor, array) -> Tensor:  # type: ignore[no-untyped-def]
-    found = torch.from_numpy(array).view(x.shape)
-    return found if x.is_contiguous() else torch.empty_like(x).copy_(found)

@@ -81,18 +81,22 @@ class Competition(nn.Module):
             relaxed=self.training,
         )
 
-    def probabilities(self, x: Tensor, noise: float | None = None) -> Tensor:
+    def probabilities(self, x: Tensor) -> Tensor:
         """Winner probabilities of the input ``x``, (..., B, U, ...), for losses.
 
         They are softmax(beta h / s). For a deterministic layer, s = 0, they are taken at s = 1:
         its own are one-hot and carry no gradient.
-
-        Args:
-            noise: another s than the layer's.
         """
         return functional.winner_probabilities(
-            x, self.competitors, dim=self.dim, beta=self.logit_scale, noise=noise or self.noise or 1.0
+            x, self.competitors, dim=self.dim, beta=self.logit_scale, noise=self.noise or 1.0
         )
+
+    def mean_usage(self, x: Tensor) -> Tensor:
+        """How often each unit wins over the batch ``x``, (B, U), for losses.
+
+        At the gradient's temperature in place of s: with little noise, units that never win have no gradient.
+        """
+        return functional.mean_usage(x, self.competitors, dim=self.dim, beta=self.logit_scale, noise=self.tau)
 
     def extra_repr(self) -> str:
         return (

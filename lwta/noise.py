@@ -19,9 +19,9 @@ def draw_seed() -> Tensor:
 @torch.library.custom_op("lwta::gumbel", mutates_args=())
 def _gumbel(like: Tensor, seed: Tensor, axis: int) -> Tensor:
     if like.device.type == "cpu" and like.dtype == torch.float32:
-        from lwta import cpu  # compiles at first use
+        from lwta.cpu import noise  # compiles at first use
 
-        return torch.from_numpy(cpu.gumbel(in_three(like, axis), int(seed))).view(like.shape)
+        return torch.from_numpy(noise.gumbel(in_three(like, axis), int(seed))).view(like.shape)
     generator = torch.Generator(like.device).manual_seed(int(seed))
     uniform = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
     # rand may return exactly 0, whose log is -inf; the smallest normal number stands in for it.

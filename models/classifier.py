@@ -203,9 +203,7 @@ class Classifier(LightningModule):
                 if name == "kl":
                     found.append(kl_to_uniform(competition.probabilities(f.inputs), dim=f.dim + 1))
                 else:
-                    # At the gradient's temperature: with little noise, units that never win have no gradient.
-                    soft = competition.probabilities(f.inputs, noise=competition.tau)
-                    found.append(usage_entropy(soft, block_dim=f.dim, dim=f.dim + 1))
+                    found.append(usage_entropy(competition.mean_usage(f.inputs)))
         return torch.stack(found).mean()
 
     def _refuse_nan(self, loss: Tensor, batch_idx: int) -> None:

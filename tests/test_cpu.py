@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lwta import cpu, functional, gradient
+from lwta import functional
 from lwta.compiled import exp, log
+from lwta.cpu import competition, noise, usage
 from lwta.noise import gumbel_like
+from lwta.operators import compiled_for
 from tests import reference
 
 SHAPES = [(5, 4, 1), (3, 5, 7), (1, 24, 400), (700, 3, 1), (2, 70, 65), (3, 2, 5000)]
@@ -48,7 +50,7 @@ def test_the_loops_of_philox_give_the_published_words(counter, key, words):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
 def test_the_noise_is_that_of_the_loops(shape, seed):
-    found = cpu.gumbel(shape, seed)
+    found = noise.gumbel(shape, seed)
     outer, competitors, inner = shape
     key = seed % 2**32, seed >> 32
     places = list(itertools.product(range(outer), range(competitors), range(inner)))
@@ -59,7 +61,7 @@ def test_the_noise_is_that_of_the_loops(shape, seed):
 
 def test_positions_beyond_32_bits_have_noise_of_their_own():
     words, first = np.empty((4, 16), np.uint32), 2**32 - 8
-    cpu._philox(first, 3, np.uint32(5), np.uint32(6), words, 16)
+    noise._philox(first, 3, np.uint32(5), np.uint32(6), words, 16)
     for t in range(16):
         n = first + t
         assert tuple(words[:, t]) == reference.philox((n % 2**32, n >> 32, 3, 0), (5, 6))
@@ -67,29 +69,44 @@ def test_positions_beyond_32_bits_have_noise_of_their_own():
 
 def test_the_noise_is_finite_at_the_ends_of_the_uniform_draw():
     z = np.zeros(2, np.float32)
-    cpu._add_gumbel_row(z, np.array([0, 2**32 - 1], np.uint32), np.float32(1), 2)
+    noise._add_gumbel_row(z, np.array([0, 2**32 - 1], np.uint32), np.float32(1), 2)
     np.testing.assert_allclose(z, [reference.gumbel(0), reference.gumbel(2**32 - 1)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("noise", [0.0, 0.7])
-def test_it_agrees_with_torch_in_double_precision(shape, noise):
+@pytest.mark.parametrize("scale", [0.0, 0.7])
+def test_it_agrees_with_torch_in_double_precision(shape, scale):
     generator = torch.Generator().manual_seed(sum(shape))
     h, upstream = (torch.randn(shape, generator=generator) for _ in range(2))
     beta, tau, seed = 1.3, 0.4, 11
-    z = beta * h.double() + noise * gumbel_like(h, torch.tensor(seed), 1).double()
+    z = beta * h.double() + scale * gumbel_like(h, torch.tensor(seed), 1).double()
     soft, place = (z / tau).softmax(1), z.argmax(1)
     hard = torch.nn.functional.one_hot(place, shape[1]).movedim(-1, 1)
     leaf = h.double().requires_grad_()
     weighted = upstream.double() * leaf.detach()
     expected = hard * upstream + beta / tau * soft * (weighted - (weighted * soft).sum(1, keepdim=True))
 
-    values, winner, relaxed = cpu.compete(h.numpy(), beta, tau, noise, seed)
+    values, winner, relaxed = competition.compete(h.numpy(), beta, tau, scale, seed)
     assert np.array_equal(winner, place.numpy())
     assert np.array_equal(values, (hard * h).numpy())
     np.testing.assert_allclose(relaxed, soft.numpy(), rtol=2e-5, atol=1e-7)
-    found = cpu.gradient(upstream.numpy(), h.numpy(), relaxed, winner, beta / tau)
+    found = competition.gradient(upstream.numpy(), h.numpy(), relaxed, winner, beta / tau)
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "shape"), [(1, (700, 3, 1)), (5, (700, 3, 1)), (2, (6, 24, 9)), (2, (2, 3, 5000))]
+)
+def test_usage_and_its_gradient_agree_with_torch_in_double_precision(blocks, shape):
+    h, scale = torch.randn(shape, generator=torch.Generator().manual_seed(2)), 1.7
+    leaf = h.double().requires_grad_()
+    expected = (scale * leaf).softmax(1).unflatten(0, (-1, blocks)).mean((0, 3))
+    upstream = torch.randn(blocks, shape[1], generator=torch.Generator().manual_seed(3))
+    expected.backward(upstream.double())
+    found, q = usage.usage(h.numpy(), blocks, scale)
+    np.testing.assert_allclose(found, expected.detach().numpy(), rtol=1e-5)
+    gradient = usage.usage_gradient(upstream.numpy(), q, scale)
+    np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-5 / h.numel())
 
 
 @pytest.mark.parametrize("shape", [(30_000, 24, 1), (2, 24, 30_000)])
@@ -100,8 +117,10 @@ def test_threads_change_nothing(shape):
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            values, winner, relaxed = cpu.compete(h, 1.0, 0.3, 0.5, 9)
-            found.append([values, winner, relaxed, cpu.gradient(h, h, relaxed, winner, 2.0)])
+            values, winner, relaxed = competition.compete(h, 1.0, 0.3, 0.5, 9)
+            found.append([values, winner, relaxed, competition.gradient(h, h, relaxed, winner, 2.0)])
+            shares, q = usage.usage(h, 2, 1.5)
+            found[-1] += [shares, q, usage.usage_gradient(shares, q, 1.5)]
     finally:
         torch.set_num_threads(before)
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
@@ -109,7 +128,7 @@ def test_threads_change_nothing(shape):
 
 def test_the_first_of_equals_wins_and_nan_is_not_hidden():
     h = np.array([[1.0, 3.0, 3.0], [2.0, np.nan, 9.0], [-np.inf, -np.inf, -np.inf]], np.float32)[:, :, None]
-    values, winner, _ = cpu.compete(h, beta=1.0, tau=1.0)
+    values, winner, _ = competition.compete(h, beta=1.0, tau=1.0)
     assert winner[:, 0].tolist() == [1, 1, 0]
     assert np.isnan(values[1, 1, 0])
 
@@ -123,6 +142,9 @@ def test_the_operators_keep_the_rules_of_torch_library(axis):
     _, winner, relaxed = torch.ops.lwta.compete(h, *scales, seed, axis)
     arguments = (torch.randn(3, 4, 5, 2), h, relaxed, winner, torch.tensor(5.0), axis)
     torch.library.opcheck(torch.ops.lwta.gradient.default, arguments, test_utils=tests)
+    torch.library.opcheck(torch.ops.lwta.usage.default, (h, scales[0], axis), test_utils=tests)
+    mean, q = torch.ops.lwta.usage(h, scales[0], axis)
+    torch.library.opcheck(torch.ops.lwta.usage_gradient.default, (mean, q, scales[0], axis), test_utils=tests)
 
 
 def test_memory_formats_are_kept():
@@ -141,7 +163,7 @@ def test_what_is_kept_for_the_gradient_is_the_input_the_relaxed_sample_and_the_w
 
 
 def test_other_types_take_the_path_of_torch():
-    assert gradient._compiled_for(torch.zeros(1))
-    assert not gradient._compiled_for(torch.zeros(1, dtype=torch.float64))
-    assert not gradient._compiled_for(torch.zeros(1, dtype=torch.bfloat16))
+    assert compiled_for(torch.zeros(1))
+    assert not compiled_for(torch.zeros(1, dtype=torch.float64))
+    assert not compiled_for(torch.zeros(1, dtype=torch.bfloat16))
     assert math.isfinite(float(gumbel_like(torch.zeros(1, 1, dtype=torch.float64), torch.tensor(0), 1)))

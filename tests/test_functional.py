@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lwta import Winners, lwta
 from lwta.functional import (
     kl_to_uniform,
+    mean_usage,
     nearest_divisors,
     to_blocks,
     usage_entropy,
@@ -511,9 +512,9 @@ LOSS_CASES = pytest.mark.parametrize(
 
 def losses(x, competitors, dim, beta, noise):
     q = winner_probabilities(x, competitors, dim=dim, beta=beta, noise=noise)
-    block = dim % x.ndim
-    kl = kl_to_uniform(q, dim=block + 1)
-    return {"kl": kl, "entropy": usage_entropy(q, block_dim=block, dim=block + 1)}
+    kl = kl_to_uniform(q, dim=dim % x.ndim + 1)
+    usage = mean_usage(x, competitors, dim=dim, beta=beta, noise=noise)
+    return {"kl": kl, "entropy": usage_entropy(usage)}
 
 
 NAIVE = {"kl": reference.kl_to_uniform, "entropy": reference.usage_entropy}
@@ -550,6 +551,19 @@ def test_losses_and_their_gradients_agree_with_the_reference(loss, shape, dim, c
     torch.testing.assert_close(x.grad, differences, rtol=1e-6, atol=1e-8)
 
 
+@LOSS_CASES
+def test_compiled_usage_agrees_with_double_precision(shape, dim, competitors):
+    exact = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, exact = exact.float().requires_grad_(), exact.requires_grad_()
+    shares = [mean_usage(x, competitors, dim=dim, beta=1.5, noise=0.4) for x in (found, exact)]
+    assert shares[0].shape == (shape[dim] // competitors, competitors)
+    torch.testing.assert_close(shares[0].double(), shares[1], rtol=1e-5, atol=1e-7)
+    upstream = torch.randn(shares[1].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for share in shares:
+        share.backward(upstream.to(share.dtype))
+    torch.testing.assert_close(found.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("competitors", [2, 3, 8, 24])
 def test_equal_logits_have_no_kl_and_no_gradient(competitors):
     x = torch.full((3, 2 * competitors), 1.7, dtype=torch.float64, requires_grad=True)
@@ -580,9 +594,8 @@ def test_a_certain_winner_has_the_kl_of_one_bit_per_doubling():
 @pytest.mark.parametrize(("shift", "expected"), [(1, 1.0), (0, 0.0)])
 def test_usage_entropy_is_one_where_certain_winners_take_turns_and_zero_where_one_takes_all(shift, expected):
     samples = torch.arange(6) * shift % 3
-    q = torch.nn.functional.one_hot(samples, 3).float().view(6, 1, 3).expand(6, 2, 3)
-    assert usage_entropy(q, block_dim=1, dim=2).item() == pytest.approx(expected, abs=1e-6)
-    assert usage_entropy(q, block_dim=-2, dim=-1).item() == pytest.approx(expected, abs=1e-6)
+    sure = 100 * torch.nn.functional.one_hot(samples, 3).float().repeat(1, 2)
+    assert usage_entropy(mean_usage(sure, 3, dim=1)).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_without_noise_the_winner_is_certain():

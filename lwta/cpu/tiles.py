@@ -1,0 +1,94 @@
+"""Units laid out competitor by competitor, a tile of positions at a time.
+
+Units come as (P, U, S): U competitors at each of P S positions, which are numbered p S + s. In a tile every
+loop runs over positions, whatever U is, and becomes vector instructions.
+"""
+
+import numpy as np
+
+from lwta.compiled import compiled, exp
+
+_TILE = 4096  # units laid out at a time: they and what is made of them stay in the first cache
+_PART = 1 << 18  # units that a thread takes at a time
+
+
+def positions_at_a_time(competitors: int) -> int:
+    """That a thread takes."""
+    return max(1, _PART // max(1, competitors))
+
+
+@compiled
+def tile_width(competitors: int) -> int:
+    """Positions of a tile."""
+    return max(16, _TILE // competitors // 16 * 16)
+
+
+@compiled
+def lay_out(h, start, beta, z, count):  # type: ignore[no-untyped-def]
+    """z[u, t] = beta h of competitor u at position start + t."""
+    units, inner = h.shape[1], h.shape[2]
+    if inner == 1:
+        for t in range(count):
+            for u in range(units):
+                z[u, t] = beta * h[start + t, u, 0]
+        return
+    t = 0
+    while t < count:
+        p, s = divmod(start + t, inner)
+        run = min(inner - s, count - t)
+        for u in range(units):
+            row, own = z[u, t : t + run], h[p, u, s : s + run]
+            for i in range(run):
+                row[i] = beta * own[i]
+        t += run
+
+
+@compiled
+def put_back(z, start, out, count):  # type: ignore[no-untyped-def]
+    """out of competitor u at position start + t = z[u, t]."""
+    units, inner = out.shape[1], out.shape[2]
+    if inner == 1:
+        for t in range(count):
+            for u in range(units):
+                out[start + t, u, 0] = z[u, t]
+        return
+    t = 0
+    while t < count:
+        p, s = divmod(start + t, inner)
+        run = min(inner - s, count - t)
+        for u in range(units):
+            out[p, u, s : s + run] = z[u, t : t + run]
+        t += run
+
+
+@compiled
+def _meet(z, best, place, u, count):  # type: ignore[no-untyped-def]
+    for t in range(count):
+        # As in torch the first NaN wins: what is wrong is not to be hidden.
+        ahead = (z[t] > best[t]) | ((z[t] != z[t]) & (best[t] == best[t]))
+        best[t] = z[t] if ahead else best[t]
+        place[t] = u if ahead else place[t]
+
+
+@compiled
+def _relax(z, best, inverse, total, count):  # type: ignore[no-untyped-def]
+    for t in range(count):
+        z[t] = exp((z[t] - best[t]) * inverse)
+        total[t] += z[t]
+
+
+@compiled
+def soften(z, best, place, total, inverse, count):  # type: ignore[no-untyped-def]
+    """Put softmax(inverse z) over competitors in place of z (U, T), and the winners in ``place``.
+
+    Args:
+        best, place, total: room for float32, int32 and float32 of T positions.
+    """
+    best[:], place[:], total[:] = z[0], 0, 0
+    for u in range(1, len(z)):
+        _meet(z[u], best, place, np.int32(u), count)
+    for u in range(len(z)):
+        _relax(z[u], best, inverse, total, count)
+    total[:count] = np.float32(1) / total[:count]
+    for u in range(len(z)):
+        z[u, :count] *= total[:count]

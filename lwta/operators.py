@@ -1,0 +1,100 @@
+"""The compiled loops of :mod:`lwta.cpu` as operators of torch, for float32 units in blocks on the CPU.
+
+Blocks have any rank, the competitors along ``axis``, counted from the front. The loops are imported, and with
+them what compiles them, when an operator first runs.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lwta.noise import in_three
+
+
+def compiled_for(blocks: Tensor) -> bool:
+    """Whether these operators serve for such units."""
+    return blocks.device.type == "cpu" and blocks.dtype == torch.float32
+
+
+def as_tensor(scale: float | Tensor) -> Tensor:
+    """A scale as the operators take it."""
+    # A product: torch.compile takes what torch.tensor is given for a constant, and compiles anew for each.
+    return torch.ones((), dtype=torch.float64) * scale
+
+
+@torch.library.custom_op("lwta::compete", mutates_args=())
+def compete(
+    h: Tensor, beta: Tensor, noise: Tensor, tau: Tensor, seed: Tensor | None, axis: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, winners (int64, size 1 along ``axis``) and relaxed sample; without a seed there is no noise."""
+    from lwta.cpu import competition
+
+    drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
+    values, winner, relaxed = competition.compete(_array(h, axis), float(beta), float(tau), *drawn)
+    place = torch.from_numpy(winner).view(_without(h, axis))
+    return _shaped_like(h, values), place, _shaped_like(h, relaxed)
+
+
+@compete.register_fake
+def _(h, beta, noise, tau, seed, axis):  # type: ignore[no-untyped-def]
+    return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64), torch.empty_like(h)
+
+
+@torch.library.custom_op("lwta::gradient", mutates_args=())
+def gradient(
+    upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, scale: Tensor, axis: int
+) -> Tensor:
+    """G_v xi_v + scale p_v (G_v h_v - sum_u G_u h_u p_u)."""
+    from lwta.cpu import competition
+
+    before, _, after = in_three(h, axis)
+    place = winner.contiguous().numpy().reshape(before, after)
+    arrays = _array(upstream, axis), _array(h, axis), _array(relaxed, axis)
+    return _shaped_like(h, competition.gradient(*arrays, place, float(scale)))
+
+
+@gradient.register_fake
+def _(upstream, h, relaxed, winner, scale, axis):  # type: ignore[no-untyped-def]
+    return torch.empty_like(h)
+
+
+@torch.library.custom_op("lwta::usage", mutates_args=())
+def usage(h: Tensor, scale: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Mean over batch and positions of q = softmax(scale h), (B, U), and q; blocks along ``axis - 1``."""
+    from lwta.cpu import usage
+
+    mean, q = usage.usage(_array(h, axis), h.shape[axis - 1], float(scale))
+    return torch.from_numpy(mean), _shaped_like(h, q)
+
+
+@usage.register_fake
+def _(h, scale, axis):  # type: ignore[no-untyped-def]
+    return h.new_empty(h.shape[axis - 1 : axis + 1]), torch.empty_like(h)
+
+
+@torch.library.custom_op("lwta::usage_gradient", mutates_args=())
+def usage_gradient(upstream: Tensor, q: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """Of the mean with respect to h; upstream gradient (B, U)."""
+    from lwta.cpu import usage
+
+    found = usage.usage_gradient(upstream.contiguous().numpy(), _array(q, axis), float(scale))
+    return _shaped_like(q, found)
+
+
+@usage_gradient.register_fake
+def _(upstream, q, scale, axis):  # type: ignore[no-untyped-def]
+    return torch.empty_like(q)
+
+
+def _without(x: Tensor, axis: int) -> tuple[int, ...]:
+    return (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+
+
+def _array(x: Tensor, axis: int) -> Any:
+    return x.detach().contiguous().numpy().reshape(in_three(x, axis))
+
+
+def _shaped_like(x: Tensor, array: Any) -> Tensor:
+    found = torch.from_numpy(array).view(x.shape)
+    return found if x.is_contiguous() else torch.empty_like(x).copy_(found)
