@@ -16,6 +16,8 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+#: The same, and every operation is rounded by itself.
+exact = njit(nogil=True, cache=True, error_model="numpy")
 #: The same, and sums are taken in whatever order is fastest.
 summed = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
 

@@ -20,8 +20,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lwta import operators
 from lwta.gradient import MeanUsage, StraightThrough, keep_winners, one_hot, perturbed, working_dtype
-from lwta.operators import compiled_for
+from lwta.operators import as_tensor, compiled_for
 
 
 class Winners(NamedTuple):
@@ -129,6 +130,8 @@ def lwta(
     seed = seed if noise > 0 else None
     if relaxed:
         values, winner = StraightThrough.apply(h, beta, noise, tau, seed, axis)
+    elif compiled_for(h) and not (h.requires_grad and torch.is_grad_enabled()):
+        values, winner = operators.winners(h, as_tensor(beta), as_tensor(noise), seed, axis)
     else:
         winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
         values = keep_winners(h, one_hot(winner, competitors, axis))

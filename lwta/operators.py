@@ -41,6 +41,21 @@ def _(h, beta, noise, tau, seed, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64), torch.empty_like(h)
 
 
+@torch.library.custom_op("lwta::winners", mutates_args=())
+def winners(h: Tensor, beta: Tensor, noise: Tensor, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+    """:func:`compete` without the relaxed sample."""
+    from lwta.cpu import competition
+
+    drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
+    values, winner, _ = competition.compete(_array(h, axis), float(beta), None, *drawn)
+    return _shaped_like(h, values), torch.from_numpy(winner).view(_without(h, axis))
+
+
+@winners.register_fake
+def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
+    return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64)
+
+
 @torch.library.custom_op("lwta::gradient", mutates_args=())
 def gradient(
     upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, scale: Tensor, axis: int

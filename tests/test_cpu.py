@@ -139,12 +139,27 @@ def test_the_operators_keep_the_rules_of_torch_library(axis):
     scales = [torch.tensor(scale) for scale in (1.5, 0.5, 0.3)]
     tests = ("test_schema", "test_faketensor")
     torch.library.opcheck(torch.ops.lwta.compete.default, (h, *scales, seed, axis), test_utils=tests)
+    torch.library.opcheck(torch.ops.lwta.winners.default, (h, *scales[:2], seed, axis), test_utils=tests)
     _, winner, relaxed = torch.ops.lwta.compete(h, *scales, seed, axis)
     arguments = (torch.randn(3, 4, 5, 2), h, relaxed, winner, torch.tensor(5.0), axis)
     torch.library.opcheck(torch.ops.lwta.gradient.default, arguments, test_utils=tests)
     torch.library.opcheck(torch.ops.lwta.usage.default, (h, scales[0], axis), test_utils=tests)
     mean, q = torch.ops.lwta.usage(h, scales[0], axis)
     torch.library.opcheck(torch.ops.lwta.usage_gradient.default, (mean, q, scales[0], axis), test_utils=tests)
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((50, 48), 1), ((4, 48, 9, 9), 1)])
+def test_evaluation_without_and_with_gradient_finds_the_same_winners(shape, dim):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for scale, seed in ((0.0, None), (0.8, torch.tensor(4))):
+        arguments = {"dim": dim, "beta": 1.3, "noise": scale, "seed": seed}
+        with_gradient = functional.lwta(x.clone().requires_grad_(), 24, **arguments)
+        without = functional.lwta(x, 24, **arguments)
+        training = functional.lwta(x, 24, **arguments, relaxed=True)
+        assert with_gradient.values.requires_grad
+        for other in (without, training):
+            assert torch.equal(with_gradient.values, other.values)
+            assert torch.equal(with_gradient.winner, other.winner)
 
 
 def test_memory_formats_are_kept():

@@ -4,16 +4,20 @@ import numpy as np
 
 from lwta.compiled import compiled, over_ranges, summed
 from lwta.cpu.noise import add_gumbel, key_of
-from lwta.cpu.tiles import lay_out, positions_at_a_time, put_back, soften, tile_width
+from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, tile_width
 
 
 def compete(
-    h: np.ndarray, beta: float, tau: float, noise: float = 0.0, seed: int = 0
+    h: np.ndarray, beta: float, tau: float | None, noise: float = 0.0, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, winners (P, S) int64 and relaxed sample p = softmax(z / tau) of contiguous units (P, U, S)."""
-    values, relaxed = np.zeros_like(h), np.empty_like(h)
+    """Values, winners (P, S) int64 and relaxed sample p = softmax(z / tau) of contiguous units (P, U, S).
+
+    Where tau is None the relaxed sample is empty.
+    """
+    values = np.zeros_like(h)
+    relaxed = np.empty((0, 0, 0), np.float32) if tau is None else np.empty_like(h)
     winner = np.empty((h.shape[0], h.shape[2]), np.int64)
-    scales = np.float32(beta), np.float32(noise), np.float32(1 / tau)
+    scales = np.float32(beta), np.float32(noise), np.float32(1 / (tau or 1))
     arguments = (h, *scales, *key_of(seed), values, winner, relaxed)
     over_ranges(_compete, winner.size, *arguments, chunk=positions_at_a_time(h.shape[1]))
     return values, winner, relaxed
@@ -43,8 +47,10 @@ def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first,
         lay_out(h, start, beta, z, count)
         if noise > 0:
             add_gumbel(z, start, noise, low, high, words, count)
-        soften(z, best, place, total, inverse, count)
-        put_back(z, start, relaxed, count)
+        find_winners(z, best, place, count)
+        if relaxed.size:
+            soften(z, best, total, inverse, count)
+            put_back(z, start, relaxed, count)
         for t in range(count):
             p, s = divmod(start + t, inner)
             winner[p, s] = place[t]

@@ -7,7 +7,7 @@ neither on threads nor on tiles.
 
 import numpy as np
 
-from lwta.compiled import compiled, log, over_ranges
+from lwta.compiled import compiled, exact, log, over_ranges
 from lwta.cpu.tiles import positions_at_a_time, put_back, tile_width
 
 _ROUNDS = 10
@@ -45,12 +45,13 @@ def _philox(first, group, low, high, words, count):  # type: ignore[no-untyped-d
         w0[t], w1[t], w2[t], w3[t] = c0, c1, c2, c3
 
 
-@compiled
+@exact
 def _add_gumbel_row(z, words, noise, count):  # type: ignore[no-untyped-def]
+    # Rounded as torch rounds z + s g, so that either finds the same winners.
     for t in range(count):
         # The middles of 2^23 intervals: neither 0 nor 1, and exact.
         u = (np.float32(np.int32(words[t] >> np.uint32(9))) + np.float32(0.5)) * np.float32(2**-23)
-        z[t] -= noise * log(-log(u))
+        z[t] += noise * -log(-log(u))
 
 
 @compiled

@@ -78,15 +78,21 @@ def _relax(z, best, inverse, total, count):  # type: ignore[no-untyped-def]
 
 
 @compiled
-def soften(z, best, place, total, inverse, count):  # type: ignore[no-untyped-def]
-    """Put softmax(inverse z) over competitors in place of z (U, T), and the winners in ``place``.
-
-    Args:
-        best, place, total: room for float32, int32 and float32 of T positions.
-    """
-    best[:], place[:], total[:] = z[0], 0, 0
+def find_winners(z, best, place, count):  # type: ignore[no-untyped-def]
+    """The largest of z (U, T) at each position, float32, and its competitor, int32."""
+    best[:], place[:] = z[0], 0
     for u in range(1, len(z)):
         _meet(z[u], best, place, np.int32(u), count)
+
+
+@compiled
+def soften(z, best, total, inverse, count):  # type: ignore[no-untyped-def]
+    """Put softmax(inverse z) over competitors in place of z (U, T), whose largest are ``best``.
+
+    Args:
+        total: room for float32 of T positions.
+    """
+    total[:] = 0
     for u in range(len(z)):
         _relax(z[u], best, inverse, total, count)
     total[:count] = np.float32(1) / total[:count]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lwta.compiled import compiled, over_ranges, summed
-from lwta.cpu.tiles import lay_out, positions_at_a_time, put_back, soften, tile_width
+from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, tile_width
 
 
 def usage(h: np.ndarray, blocks: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -41,7 +41,8 @@ def _usage(h, scale, sums, chunk, q, first, last):  # type: ignore[no-untyped-de
     for start in range(first, last, width):
         count = min(width, last - start)
         lay_out(h, start, scale, z, count)
-        soften(z, best, place, total, np.float32(1), count)
+        find_winners(z, best, place, count)
+        soften(z, best, total, np.float32(1), count)
         put_back(z, start, q, count)
         _add(z, start, h.shape[2], sums[first // chunk], count)
 
