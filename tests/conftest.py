@@ -212,7 +212,9 @@ def compared(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Co
 
     folder = tmp_path_factory.mktemp("runs")
     sparse, dense = folder / "sparse", folder / "dense"
-    TinyRun(image_folder, sparse).fit(trainer__max_epochs=1, model__noise=5.0, model__lr=1e-3)
+    TinyRun(image_folder, sparse).fit(
+        trainer__max_epochs=1, model__noise=5.0, model__lr=1e-3, seed_everything=1
+    )
     TinyRun(image_folder, dense).fit(trainer__max_epochs=1, model__competitors="null", model__lr=3e-3)
     best = sparse / "checkpoints" / "best.ckpt"
     checkpoint = torch.load(best, weights_only=True)

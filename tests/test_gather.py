@@ -20,15 +20,18 @@ from lwta.dissect.survey import LayerSurvey, Survey
 from lwta.errors import InputError
 from models.images import read_image
 from tests.by_hand import captured, winners
+from tests.conftest import fit_shapes
 
 LAYER = "blocks.0.mlp.act"
 GRID = 4  # patches on a side
 
 
 @pytest.fixture(scope="module")
-def run(shapes_run, tmp_path_factory):
-    """A run labelled on its 96 training images."""
-    folder = Path(shutil.copytree(shapes_run, tmp_path_factory.mktemp("runs") / "run"))
+def run(tmp_path_factory):
+    """A run of eight blocks, so that many units win, labelled on its 96 training images."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    vit = "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 1, num_heads: 2, mlp_ratio: 8}"
+    fit_shapes(folder, trainer__max_epochs=2, model__backbone_args=vit)
     dissect.main(["label", f"--run={folder}", "--probe=train"])
     return folder
 
@@ -82,7 +85,7 @@ def kinds(page):
 
 def test_there_is_a_page_for_each_row_of_the_table_in_its_order(run, site):
     _, labels = opened(run)
-    assert [(p.row["layer"], p.row["unit"]) for p in site.units] == [(LAYER, unit) for unit in range(96)]
+    assert [(p.row["layer"], p.row["unit"]) for p in site.units] == [(LAYER, unit) for unit in range(192)]
     assert site.table.equals(labels.table)
     for page, row in zip(site.units, labels.table.to_dict("records"), strict=True):
         for name, value in row.items():
@@ -207,7 +210,7 @@ def test_a_dead_unit_has_a_page_with_nothing_on_it(site):
 
 def test_a_layer_is_summed_up_from_its_table_and_the_survey(site):
     (layer,) = site.layers
-    assert (layer.layer, layer.units, layer.competitors) == (LAYER, 96, 24)
+    assert (layer.layer, layer.units, layer.competitors) == (LAYER, 192, 24)
     assert layer.fired_per_position == pytest.approx(1 / 24)
     rows = [page.row for page in site.units]
     scores = [row["score"] for row in rows if row["label"] is not None]
@@ -319,7 +322,7 @@ def test_an_exemplar_that_no_longer_decodes_is_refused_in_one_sentence(photograp
 def test_a_survey_takes_as_many_images_at_once_as_memory_allows(run, monkeypatch):
     subject, _ = opened(run)
     sites = {LAYER: -1}
-    volume = 17 * 96  # tokens x units
+    volume = 17 * 192  # tokens x units
     assert surveyed_at_once(subject, sites, 32) == 32
     for values, expected in ((5 * volume, 5), (6 * volume - 1, 5), (10, 1)):
         monkeypatch.setattr(commands.survey, "_VALUES", (values, 0))
