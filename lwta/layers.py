@@ -116,7 +116,6 @@ class LWTA(nn.Module):
         dim: axis of the units: -1 for (N, D) and tokens, 1 for NCHW.
         beta, noise, tau: logit scale, noise scale s and temperature, :func:`lwta.functional.lwta`.
         normalize: of the logits, :class:`Competition`.
-        gain: factor on the values that fire.
 
     Source: arXiv 2310.04929.
 
@@ -133,15 +132,12 @@ class LWTA(nn.Module):
         noise: float = 1.0,
         tau: float = 1.0,
         normalize: bool = False,
-        gain: float = 1.0,
     ) -> None:
         super().__init__()
         self.competition = Competition(competitors, dim, beta, noise, tau, normalize)
-        self.gain = gain
 
     def forward(self, x: Tensor) -> Tensor:
-        values = self.competition(x).values
-        return values if self.gain == 1.0 else values * self.gain
+        return self.competition(x).values
 
 
 class TopK(nn.Module):

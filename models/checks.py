@@ -31,9 +31,8 @@ def check_model(h: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None
         raise InputError("tau must stay above 0 from start to end")
     if min(schedules["noise"].start, schedules["noise"].end) < 0:
         raise InputError("noise must be at least 0 from start to end")
-    for name in ("beta", "gain"):
-        if not 0 < h[name] < math.inf:
-            raise InputError(f"{name} must be above 0, not {h[name]}")
+    if not 0 < h["beta"] < math.inf:
+        raise InputError(f"beta must be above 0, not {h['beta']}")
     if not 0 <= h["label_smoothing"] < 1 or not h["lr"] > 0:
         raise InputError("label_smoothing lies in [0, 1), and lr above 0")
     if h["sites"] == []:

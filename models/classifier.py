@@ -45,7 +45,6 @@ class Classifier(LightningModule):
         dim: axis of the units where it cannot be told.
         beta: logit scale of the competition.
         normalize: divide its logits by their root mean square.
-        gain: factor on the values that fire.
         noise: scale s of its Gumbel noise, a number or a schedule; 0 is deterministic.
         tau: temperature of the relaxed gradient, a number or a schedule.
         kl_weight, balance_weight: weights of the two terms, numbers or schedules.
@@ -72,7 +71,6 @@ class Classifier(LightningModule):
         dim: int | None = None,
         beta: float = 1.0,
         normalize: bool = False,
-        gain: float = 1.0,
         noise: float | Schedule = 1.0,
         tau: float | Schedule = 1.0,
         kl_weight: float | Schedule = 0.0,
@@ -111,7 +109,7 @@ class Classifier(LightningModule):
             sites=sites,
             placement=placement,
             dim=dim,
-            **({"beta": beta, "normalize": normalize, "gain": gain} if activation == "lwta" else {}),
+            **({"beta": beta, "normalize": normalize} if activation == "lwta" else {}),
         )
         self.set_scales(epoch=0.0)
         competing = competitors if activation == "lwta" else None

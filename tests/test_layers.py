@@ -488,8 +488,3 @@ def test_in_evaluation_logits_are_normalised_by_what_training_saw():
     torch.testing.assert_close(
         q, (batches[0].view(16, 3, 4) / spread / 0.1).softmax(-1), rtol=1e-4, atol=1e-6
     )
-
-
-def test_a_gain_scales_what_fires():
-    x = torch.tensor([[-3.0, -1.0, 2.0, 5.0]])
-    assert torch.equal(LWTA(2, -1, gain=2.0).eval()(x), 2 * LWTA(2, -1).eval()(x))

@@ -211,7 +211,6 @@ def test_both_terms_enter_the_loss_with_their_weights(tiny, tmp_path):
             "timm cannot build 'vit_tiny_patch16_224'",
         ),
         ({"model__beta": -1.0}, "beta must be above 0"),
-        ({"model__gain": 0.0}, "gain must be above 0"),
         ({"model__noise": ".nan"}, "noise must be finite"),
         ({"model__sites": "[]"}, "sites names no site"),
         ({"model__lr": -1.0}, "lr above 0"),
