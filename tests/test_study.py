@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from benchmarks.accuracy import trials
 from benchmarks.accuracy.findings import difference, served
 from benchmarks.accuracy.interval import crossed_interval
 from benchmarks.accuracy.rows import read_right, read_rows, right_of, write_rows
@@ -338,3 +339,21 @@ def test_a_trial_that_fails_is_named_with_its_log_and_stops_those_that_need_it(t
     assert "lr above 0" in Path(failed.rsplit(" ", 1)[1]).read_text()
     assert waiting == "tuned, seed 0: not begun, as broken, from which it starts, is not trained"
     assert read_rows(study) == []
+
+
+def test_the_commit_is_dirty_where_code_differs_and_not_where_results_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "REPOSITORY", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert trials.commit() == "unknown"
+    code, result = tmp_path / "code.py", tmp_path / "benchmarks" / "results" / "rows.csv"
+    result.parent.mkdir(parents=True)
+    for file in (code, result):
+        file.write_text("before")
+    name = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["add", "."], [*name, "commit", "-qm", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = trials.commit()
+    result.write_text("after")
+    assert trials.commit() == clean
+    code.write_text("after")
+    assert trials.commit() == f"{clean}-dirty"

@@ -127,14 +127,21 @@ def _holds(scores: Row, name: str, evaluations: list[int]) -> bool:
 
 
 def commit() -> str:
-    """The commit that the repository stands at, ``-dirty`` where files differ; ``unknown`` without git."""
-    described = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    """The commit that the repository stands at, ``-dirty`` where files differ; ``unknown`` without git.
+
+    Results do not count: the study itself writes them.
+    """
     try:
-        return subprocess.run(
-            described, capture_output=True, text=True, check=True, cwd=REPOSITORY
-        ).stdout.strip()
+        name = _git("describe", "--always", "--exclude=*")
+        changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return f"{name}-dirty" if changed else name
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return done.stdout.strip()
 
 
 def _facts(trial: Trial, jobs: int) -> Row:
