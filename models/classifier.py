@@ -308,8 +308,7 @@ class Classifier(LightningModule):
                 "trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
             )
         # The scales that the weights were last trained with; sampling at evaluation needs them.
-        layers = competitions(self.backbone).items()
-        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in layers}
+        checkpoint["scales"] = {name: (c.noise, c.tau) for name, c in competitions(self.backbone).items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, competition in competitions(self.backbone).items():

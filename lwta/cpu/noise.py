@@ -18,7 +18,7 @@ _WORD = np.uint64(32)
 
 def gumbel(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     """Gumbel(0, 1) noise of units (P, U, S), float32."""
-    out = np.zeros(shape, np.float32)
+    out = np.empty(shape, np.float32)
     over_ranges(_fill_gumbel, shape[0] * shape[2], out, *key_of(seed), chunk=positions_at_a_time(shape[1]))
     return out
 

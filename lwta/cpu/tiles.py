@@ -24,6 +24,13 @@ def tile_width(competitors: int) -> int:
 
 
 @compiled
+def stretch(position, inner, left):  # type: ignore[no-untyped-def]
+    """(p, s, length) of the stretch of at most ``left`` positions that share p."""
+    p, s = divmod(position, inner)
+    return p, s, min(inner - s, left)
+
+
+@compiled
 def lay_out(h, start, beta, z, count):  # type: ignore[no-untyped-def]
     """z[u, t] = beta h of competitor u at position start + t."""
     units, inner = h.shape[1], h.shape[2]
@@ -34,8 +41,7 @@ def lay_out(h, start, beta, z, count):  # type: ignore[no-untyped-def]
         return
     t = 0
     while t < count:
-        p, s = divmod(start + t, inner)
-        run = min(inner - s, count - t)
+        p, s, run = stretch(start + t, inner, count - t)
         for u in range(units):
             row, own = z[u, t : t + run], h[p, u, s : s + run]
             for i in range(run):
@@ -54,8 +60,7 @@ def put_back(z, start, out, count):  # type: ignore[no-untyped-def]
         return
     t = 0
     while t < count:
-        p, s = divmod(start + t, inner)
-        run = min(inner - s, count - t)
+        p, s, run = stretch(start + t, inner, count - t)
         for u in range(units):
             out[p, u, s : s + run] = z[u, t : t + run]
         t += run

@@ -3,7 +3,7 @@
 import numpy as np
 
 from lwta.compiled import compiled, over_ranges, summed
-from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, tile_width
+from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, stretch, tile_width
 
 
 def usage(h: np.ndarray, blocks: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -59,8 +59,7 @@ def _add(z, start, inner, sums, count):  # type: ignore[no-untyped-def]
         return
     t = 0
     while t < count:
-        p, s = divmod(start + t, inner)
-        run = min(inner - s, count - t)
+        p, _, run = stretch(start + t, inner, count - t)
         for u in range(units):
             part = np.float32(0)
             for i in range(t, t + run):
