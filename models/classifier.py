@@ -31,6 +31,8 @@ class Classifier(LightningModule):
     Loss: cross entropy (label smoothing; hard or soft targets)
     + ``kl_weight`` * KL[q || uniform] - ``balance_weight`` * usage entropy, each averaged over layers.
 
+    How units compete defaults to the recipe of ``docs/recipe.md``.
+
     Args:
         backbone: timm architecture.
         num_classes: linked from the data.
@@ -47,7 +49,8 @@ class Classifier(LightningModule):
         normalize: divide its logits by their root mean square.
         noise: scale s of its Gumbel noise, a number or a schedule; 0 is deterministic.
         tau: temperature of the relaxed gradient, a number or a schedule.
-        kl_weight, balance_weight: weights of the two terms, numbers or schedules.
+        kl_weight, balance_weight: weights of the two terms, numbers or schedules; null balances by 1 where
+            units compete.
         label_smoothing: of the training loss.
         optimizer, lr, weight_decay, optimizer_args: timm's ``create_optimizer_v2``.
         scheduler, warmup_epochs, min_lr, scheduler_args: timm's ``create_scheduler_v2``, per update.
@@ -70,11 +73,11 @@ class Classifier(LightningModule):
         placement: Literal["all", "inner"] = "all",
         dim: int | None = None,
         beta: float = 1.0,
-        normalize: bool = False,
-        noise: float | Schedule = 1.0,
-        tau: float | Schedule = 1.0,
+        normalize: bool = True,
+        noise: float | Schedule = 0.05,
+        tau: float | Schedule = 0.5,
         kl_weight: float | Schedule = 0.0,
-        balance_weight: float | Schedule = 0.0,
+        balance_weight: float | Schedule | None = None,
         label_smoothing: float = 0.1,
         optimizer: str = "adamw",
         lr: float = 1e-3,
@@ -90,6 +93,9 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        competing = competitors if activation == "lwta" else None
+        if balance_weight is None:
+            balance_weight = self.hparams["balance_weight"] = 0.0 if competing is None else 1.0
         # Checkpoints hold plain values only, so that they load without running code.
         self.hparams.update({k: asdict(v) for k, v in self.hparams.items() if isinstance(v, Schedule)})
         self.schedules = {
@@ -112,7 +118,6 @@ class Classifier(LightningModule):
             **({"beta": beta, "normalize": normalize} if activation == "lwta" else {}),
         )
         self.set_scales(epoch=0.0)
-        competing = competitors if activation == "lwta" else None
         if competing is None and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
             raise InputError("kl_weight and balance_weight need competing units; this network has none")
         # A dense network is measured at the sites that would compete.

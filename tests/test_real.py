@@ -27,7 +27,7 @@ def test_a_sparse_network_learns_and_explains_a_photograph(cifar10, tmp_path, ca
     train.main(
         [
             "fit", f"--config={CONFIG}", f"--data.root={cifar10}", f"--run={run}",
-            "--data.train_split=train[:6400]", "--data.val_split=train[49000:]", "--model.noise=0.1",
+            "--data.train_split=train[:6400]", "--data.val_split=train[49000:]",
             "--model.warmup_epochs=0.2", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",
         ]
