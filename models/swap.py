@@ -18,6 +18,9 @@ from lwta.layers import LWTA, TopK
 from models.sites import Site, find_sites
 
 KINDS = ("lwta", "topk", "relu", "gelu")
+PLACEMENTS = ("all", "inner", "last")
+#: Activations inside a block of a ResNet, in order.
+_INNER = {BasicBlock: ["act1"], Bottleneck: ["act1", "act2"]}
 
 
 class SwapReport(NamedTuple):
@@ -46,18 +49,21 @@ def default_sites(model: nn.Module, placement: str = "all") -> list[str]:
     """Globs of the sites that a family swaps where the config names none.
 
     Vision transformers: the MLP activations. ResNets: with ``placement="all"`` every ReLU, the ones
-    after the residual sum included, as published; with ``"inner"`` only those inside a block.
+    after the residual sum included, as published; with ``"inner"`` only those inside a block; with
+    ``"last"`` only the last of these, which the block's last convolution reads.
     """
-    if placement not in ("all", "inner"):
-        raise InputError(f"placement is 'all' or 'inner', not {placement!r}")
+    if placement not in PLACEMENTS:
+        raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
     if isinstance(model, VisionTransformer):
         return ["blocks.*.mlp.act"]
     if isinstance(model, ResNet):
         if placement == "all":
             return ["act1", "layer*.act[123]"]
-        inner = {BasicBlock: ["act1"], Bottleneck: ["act1", "act2"]}
+        begin = -1 if placement == "last" else 0
         return [
-            f"{name}.{act}" for name, module in model.named_modules() for act in inner.get(type(module), [])
+            f"{name}.{act}"
+            for name, module in model.named_modules()
+            for act in _INNER.get(type(module), [])[begin:]
         ]
     raise InputError(
         f"no default sites are known for {type(model).__name__}; name its activations in model.sites"

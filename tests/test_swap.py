@@ -24,6 +24,8 @@ FAMILIES = [
     ("resnet18", {}, "inner", 8, 9, 1),
     ("resnet50", {}, "all", 49, 0, 1),
     ("resnet50", {}, "inner", 32, 17, 1),
+    ("resnet18", {}, "last", 8, 9, 1),
+    ("resnet50", {}, "last", 16, 33, 1),
 ]
 
 
@@ -39,6 +41,22 @@ def test_each_family_fires_one_of_u_at_every_site(name, args, placement, swapped
         (firing,) = calls[site.name]
         assert firing.fired.shape[firing.dim] == site.units
         assert (firing.fired.unflatten(firing.dim, (-1, 8)).sum(firing.dim + 1) == 1).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_last_activation_of_a_block_is_read_by_its_last_convolution(name):
+    model = timm.create_model(name)
+    read = []
+    convolution = "conv3" if name == "resnet50" else "conv2"
+    for place in default_sites(model, "last"):
+        block, out = model.get_submodule(place.rpartition(".")[0]), []
+        model.get_submodule(place).register_forward_hook(lambda _m, _i, o, out=out: out.append(o))
+        block.get_submodule(convolution).register_forward_pre_hook(
+            lambda _m, i, out=out: read.append(i[0] is out[-1])
+        )
+    with torch.no_grad():
+        model.eval()(torch.randn(1, 3, 32, 32))
+    assert read == [True] * (16 if name == "resnet50" else 8)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
@@ -187,7 +205,7 @@ def test_a_refused_swap_leaves_the_network_whole():
         ({"kind": "maxout"}, "activation is one of lwta, topk, relu, gelu, not 'maxout'"),
         ({"kind": "gelu", "competitors": 8}, "gelu has no competitors"),
         ({"sites": ["blocks.9.*"]}, r"sites 'blocks.9.\*' matches no activation"),
-        ({"placement": "outer"}, "placement is 'all' or 'inner', not 'outer'"),
+        ({"placement": "outer"}, "placement is one of all, inner, last, not 'outer'"),
         ({"competitors": 1}, "at least 2 competitors, got 1; null is the dense network"),
     ],
 )
