@@ -43,8 +43,8 @@ class Classifier(LightningModule):
         activation: what to put at the sites: lwta, topk, relu or gelu.
         competitors: U of lwta and topk; null leaves the network dense, as timm builds it.
         sites: globs over module names; null takes the family's default.
-        placement: for ResNets: all, inner without competition after the residual sum, or last, only where the
-            last convolution of a block reads.
+        placement: of ResNets: last, what the last convolution of a block reads; inner, all inside a block;
+            all, as published.
         dim: axis of the units where it cannot be told.
         beta: logit scale of the competition.
         normalize: divide its logits by their root mean square.
@@ -71,7 +71,7 @@ class Classifier(LightningModule):
         activation: Literal["lwta", "topk", "relu", "gelu"] = "lwta",
         competitors: int | None = 24,
         sites: list[str] | None = None,
-        placement: Literal["all", "inner", "last"] = "all",
+        placement: Literal["all", "inner", "last"] = "last",
         dim: int | None = None,
         beta: float = 1.0,
         normalize: bool = True,

@@ -45,12 +45,12 @@ class SwapReport(NamedTuple):
         return f"Activations: {swapped} sites; left as built: {left}"
 
 
-def default_sites(model: nn.Module, placement: str = "all") -> list[str]:
+def default_sites(model: nn.Module, placement: str = "last") -> list[str]:
     """Globs of the sites that a family swaps where the config names none.
 
-    Vision transformers: the MLP activations. ResNets: with ``placement="all"`` every ReLU, the ones
-    after the residual sum included, as published; with ``"inner"`` only those inside a block; with
-    ``"last"`` only the last of these, which the block's last convolution reads.
+    Vision transformers: the MLP activations. ResNets: with ``placement="last"`` what the last convolution
+    of each block reads; with ``"inner"`` every ReLU inside a block; with ``"all"`` those after the residual
+    sums and in the stem too, as published. ``docs/recipe.md`` says what each costs.
     """
     if placement not in PLACEMENTS:
         raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
@@ -76,7 +76,7 @@ def swap(
     competitors: int | None = 24,
     *,
     sites: list[str] | None = None,
-    placement: str = "all",
+    placement: str = "last",
     dim: int | None = None,
     image_size: tuple[int, int] = (224, 224),
     **scales: Any,

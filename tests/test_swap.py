@@ -193,8 +193,10 @@ def test_functional_activations_are_not_claimed():
 
 
 def test_a_refused_swap_leaves_the_network_whole():
-    model = timm.create_model("resnet18", num_classes=5)
-    with pytest.raises(InputError, match="48 competitors do not divide the 64 units of act1; .* 32, 64"):
+    model = timm.create_model("resnet18", num_classes=5, channels=[48, 64, 96, 192])
+    with pytest.raises(
+        InputError, match="48 competitors do not divide the 64 units of layer2.0.act1; .* 32, 64"
+    ):
         swap(model, competitors=48)
     assert not [m for m in model.modules() if isinstance(m, LWTA)]
 
