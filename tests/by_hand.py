@@ -51,10 +51,10 @@ def vit_network(competitors: int | None = 24, std: float = 0.3, **swapped: objec
 
 
 def resnet_network(competitors: int | None = 8, **swapped: object) -> nn.Module:
-    """ResNet-10 in float64."""
-    model, _ = create_backbone(  # no branch starts at zero
-        "resnet10t", 4, competitors=competitors, backbone_args={"zero_init_last": False}, **swapped
-    )
+    """ResNet-10 in float64, competing everywhere."""
+    args = {"zero_init_last": False}  # no branch starts at zero
+    swapped = {"placement": "all"} | swapped
+    model, _ = create_backbone("resnet10t", 4, competitors=competitors, backbone_args=args, **swapped)
     return scale_up(model)
 
 

@@ -178,7 +178,11 @@ class TinyRun:
             "model.backbone_args": (
                 "{img_size: 16, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, drop_path_rate: 0.1}"
             ),
+            # Much noise and no balance: draws that differ, units that never win.
+            "model.normalize": "false",
             "model.noise": "{start: 1.0, end: 0.1, epochs: 2}",
+            "model.tau": 1.0,
+            "model.balance_weight": 0.0,
             "model.lr": 3e-3,
             "trainer.max_epochs": 3,
             "trainer.accelerator": "cpu",

@@ -21,6 +21,16 @@ from models.classifier import Classifier
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "train").glob("*.yaml"))
 
 
+@pytest.mark.parametrize("name", ["cifar10_vit_lwta24", "cifar10_resnet14_lwta24"])
+def test_what_a_config_leaves_out_is_the_recipe(name):
+    said = yaml.safe_load((CONFIGS[0].parent / f"{name}.yaml").read_text())["model"]
+    keys = {"competitors", "normalize", "noise", "tau", "balance_weight"} & said.keys()
+    assert len(keys) == 5
+    silent = Classifier(num_classes=10, **{k: v for k, v in said.items() if k not in {*keys, "placement"}})
+    assert {k: silent.hparams[k] for k in keys} == {k: said[k] for k in keys}
+    assert silent.hparams["placement"] == said.get("placement", "last")
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_trains_one_step(path, parquet_folder, tmp_path, monkeypatch):
     seen = []

@@ -31,7 +31,9 @@ def vit():
 @pytest.fixture(scope="module")
 def resnet():
     """ResNet-10, 8 competitors, sites of NCHW; no branch starts at zero."""
-    model, _ = create_backbone("resnet10t", 4, competitors=8, backbone_args={"zero_init_last": False})
+    model, _ = create_backbone(
+        "resnet10t", 4, competitors=8, placement="all", backbone_args={"zero_init_last": False}
+    )
     return scale_up(model)
 
 
