@@ -101,7 +101,7 @@ class Competition(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"competitors={self.competitors}, dim={self.dim}, "
-            f"beta={self.beta:g}, noise={self.noise:g}, tau={self.tau:g}"
+            f"beta={self.beta:g}, noise={self.noise:g}, tau={self.tau:g}, normalize={self.normalize}"
         )
 
 

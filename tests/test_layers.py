@@ -119,7 +119,8 @@ def test_probabilities_are_those_of_the_draw_and_of_noise_one_without_noise():
 
 
 def test_a_printed_layer_states_its_settings():
-    assert "competitors=4, dim=1, beta=2, noise=0.5, tau=1.67" in repr(LWTA(4, 1, 2.0, 0.5, 1.67))
+    shown = repr(LWTA(4, 1, 2.0, 0.5, 1.67, normalize=True))
+    assert "competitors=4, dim=1, beta=2, noise=0.5, tau=1.67, normalize=True" in shown
 
 
 def test_competitions_are_found_by_the_name_of_their_layer():
