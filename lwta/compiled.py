@@ -4,22 +4,53 @@ The threads are Python's: the loops release the interpreter, and such a pool liv
 and forked loaders.
 """
 
+import hashlib
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.extending import intrinsic
 
-compiled = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
+_settings: Any = config  # a module whose names are not known before it runs
+
+
+def kept_in(package: Path) -> Path:
+    """Folder of the machine code of a package's loops, another for other sources.
+
+    By itself numba makes it anew where the file of a loop has changed, and not where that of a loop called by
+    it has.
+    """
+    texts = [path.read_bytes() for path in sorted(package.rglob("*.py"))]
+    sources = b"".join(text for text in texts if b"lwta.compiled" in text or b"numba" in text)
+    return Path(
+        _settings.CACHE_DIR or package / "__pycache__", f"loops-{hashlib.sha256(sources).hexdigest()[:12]}"
+    )
+
+
+def _njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    folder = kept_in(Path(__file__).parent)
+
+    def decorate(loop: Callable[..., Any]) -> Any:
+        before, _settings.CACHE_DIR = _settings.CACHE_DIR, str(folder)
+        try:
+            return njit(nogil=True, cache=True, error_model="numpy", **options)(loop)
+        finally:
+            _settings.CACHE_DIR = before
+
+    return decorate
+
+
+compiled = _njit(fastmath={"contract"})
 #: The same, and every operation is rounded by itself.
-exact = njit(nogil=True, cache=True, error_model="numpy")
+exact = _njit()
 #: The same, and sums are taken in whatever order is fastest.
-summed = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract", "reassoc"})
+summed = _njit(fastmath={"contract", "reassoc"})
 
 LN2 = np.float32(math.log(2))
 _ROOT = 0x3F3504F3  # the bits of sqrt(1/2)

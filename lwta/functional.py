@@ -143,7 +143,7 @@ def winner_probabilities(
     competitors: int,
     *,
     dim: int,
-    beta: float | Float[Tensor, ""] = 1.0,
+    beta: float = 1.0,
     noise: float = 1.0,
 ) -> Float[Tensor, "..."]:
     """q = softmax(beta h / s) over each block, shape (..., B, U, ...) with U at ``dim + 1``.
@@ -186,15 +186,20 @@ def mean_usage(
     competitors: int,
     *,
     dim: int,
-    beta: float | Float[Tensor, ""] = 1.0,
+    beta: float = 1.0,
     noise: float = 1.0,
 ) -> Float[Tensor, "B U"]:
-    """:func:`winner_probabilities` averaged over batch and positions, (B, U); ``noise`` is above 0.
+    """:func:`winner_probabilities` averaged over batch and positions, (B, U).
+
+    Raises:
+        ValueError: where ``noise`` is not above 0: the gradient would be zero everywhere.
 
     >>> sure = 100 * torch.eye(4)  # four samples, each certain of another winner
     >>> mean_usage(sure, 4, dim=1)
     tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
+    if noise <= 0:
+        raise ValueError(f"usage is of winner probabilities, which need noise above 0, got {noise}")
     axis = positive_axis(dim, x.ndim) + 1
     h = to_blocks(x, competitors, axis - 1)
     if compiled_for(h):

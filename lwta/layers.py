@@ -84,8 +84,8 @@ class Competition(nn.Module):
     def probabilities(self, x: Tensor) -> Tensor:
         """Winner probabilities of the input ``x``, (..., B, U, ...), for losses.
 
-        They are softmax(beta h / s). For a deterministic layer, s = 0, they are taken at s = 1:
-        its own are one-hot and carry no gradient.
+        They are softmax(beta h / s), normalised by the running mean in training too. For a deterministic
+        layer, s = 0, they are taken at s = 1: its own are one-hot and carry no gradient.
         """
         return functional.winner_probabilities(
             x, self.competitors, dim=self.dim, beta=self.logit_scale, noise=self.noise or 1.0
@@ -95,6 +95,7 @@ class Competition(nn.Module):
         """How often each unit wins over the batch ``x``, (B, U), for losses.
 
         At the gradient's temperature in place of s: with little noise, units that never win have no gradient.
+        Normalised by the running mean in training too.
         """
         return functional.mean_usage(x, self.competitors, dim=self.dim, beta=self.logit_scale, noise=self.tau)
 

@@ -76,6 +76,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     missing = needed - set(checkpoint if isinstance(checkpoint, dict) else ())
     if missing:
         raise InputError(f"{path} is no checkpoint of train.py: it lacks {', '.join(sorted(missing))}")
+    # Before there was the field, logits competed as they are; today's default is another network.
+    checkpoint["hyper_parameters"].setdefault("normalize", False)
     return checkpoint
 
 

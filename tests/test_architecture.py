@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1]
 ABOVE = ("commands", "train", "dissect")
 FORBIDDEN = {
     "lwta/*.py": ("timm", "lightning", "open_clip", "captum", "models", "lwta.dissect", *ABOVE),
+    "lwta/cpu/*.py": ("timm", "lightning", "open_clip", "captum", "models", "lwta.dissect", *ABOVE),
     "lwta/dissect/**/*.py": ("timm", "lightning", "models", *ABOVE),
     "models/**/*.py": ("lwta.dissect", *ABOVE),
     "commands/**/*.py": ("train", "dissect"),

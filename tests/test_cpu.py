@@ -2,19 +2,44 @@
 
 import itertools
 import math
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from lwta import functional
+from lwta import compiled, functional
 from lwta.compiled import exp, log
 from lwta.cpu import competition, noise, usage
 from lwta.noise import gumbel_like
 from lwta.operators import compiled_for
 from tests import reference
 
+LOOP = "from lwta.compiled import compiled\n{imported}\n\n@compiled\ndef loop(x):\n    return {body}\n"
 SHAPES = [(5, 4, 1), (3, 5, 7), (1, 24, 400), (700, 3, 1), (2, 70, 65), (3, 2, 5000)]
+
+
+def test_a_loop_is_compiled_anew_where_one_that_it_calls_has_changed(tmp_path):
+    package = tmp_path / "lwta"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    shutil.copy(compiled.__file__, package)
+    (package / "outer.py").write_text(
+        LOOP.format(imported="from lwta.inner import loop as inner", body="inner(x)")
+    )
+
+    def run(body):
+        (package / "inner.py").write_text(LOOP.format(imported="", body=body))
+        command = [sys.executable, "-c", "from lwta.outer import loop; print(loop(1))"]
+        return int(subprocess.run(command, check=True, capture_output=True, cwd=tmp_path).stdout)
+
+    assert run("x + 1") == 2
+    kept = {path.parent for path in package.rglob("*.nbc")}
+    assert run("x + 100") == 101
+    assert run("x + 1") == 2
+    assert len({path.parent for path in package.rglob("*.nbc")}) == 2 * len(kept) > 0
 
 
 def test_the_compiled_logarithm_is_one():

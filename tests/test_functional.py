@@ -564,6 +564,13 @@ def test_compiled_usage_agrees_with_double_precision(shape, dim, competitors):
     torch.testing.assert_close(found.grad.double(), exact.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("noise", [0.0, -1.0])
+def test_usage_without_noise_is_refused(dtype, noise):
+    with pytest.raises(ValueError, match="need noise above 0"):
+        mean_usage(torch.zeros(2, 4, dtype=dtype), 2, dim=-1, noise=noise)
+
+
 @pytest.mark.parametrize("competitors", [2, 3, 8, 24])
 def test_equal_logits_have_no_kl_and_no_gradient(competitors):
     x = torch.full((3, 2 * competitors), 1.7, dtype=torch.float64, requires_grad=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lwta import LWTA, TopK, lwta
-from lwta.functional import winner_probabilities
+from lwta.functional import mean_usage, winner_probabilities
 from lwta.layers import competitions, sampled, watch
 from lwta.noise import draw_seed
 from tests import reference
@@ -481,6 +481,8 @@ def test_in_evaluation_logits_are_normalised_by_what_training_saw():
     for batch in batches:
         layer(batch)
     spread = sum(float(batch.square().mean().sqrt()) for batch in batches) / 2
+    usage = mean_usage(batches[0], 4, dim=-1, beta=1 / spread, noise=layer.competition.tau)
+    torch.testing.assert_close(layer.competition.mean_usage(batches[0]), usage)
     competition = layer.eval().competition
     assert competition.logit_scale == pytest.approx(1 / spread, rel=1e-5)
     layer(batches[0] * 50)

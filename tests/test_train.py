@@ -394,6 +394,20 @@ def test_a_sparse_run_starts_from_a_dense_one_and_needs_it_only_once(tiny, tmp_p
     assert yaml.safe_load(config.read_text())["model"]["weights"] == str(dense)
 
 
+def test_a_checkpoint_from_before_logits_were_normalised_is_read_as_it_was_trained(tiny):
+    tiny.fit(trainer__max_epochs=1)
+    config, last = tiny.folder / "config.yaml", tiny.folder / "checkpoints" / "last.ckpt"
+    saved = torch.load(last, weights_only=True)
+    del saved["hyper_parameters"]["normalize"]
+    torch.save(saved, last)
+    assert Classifier.from_checkpoint(last).hparams["normalize"] is False
+    again = ["fit", f"--config={config}", f"--ckpt_path={last}", "--trainer.max_epochs=2"]
+    said = refused(train.main, [*again, "--model.normalize=true"])
+    assert "has model.normalize=False and the config True" in said
+    train.main(again)
+    assert read_checkpoint(last)["epoch"] == 1
+
+
 def test_a_run_resumes_from_its_own_config_alone(tiny, tmp_path):
     tiny.fit(run=tmp_path / "whole")
     stop = ["--trainer.callbacks+=tests.test_train.StopAt", "--trainer.callbacks.epoch=1"]
