@@ -19,8 +19,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.browser import browser
+from tests.studies import study
 
-__all__ = ["browser"]  # a fixture, for any test that names it
+__all__ = ["browser", "study"]  # fixtures, for any test that names them
 
 SPLITS = {"train": 48, "validation": 24, "test": 24}
 COLOURS = {"blue": (30, 60, 200), "green": (40, 170, 60), "red": (200, 40, 40)}

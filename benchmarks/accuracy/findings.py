@@ -23,9 +23,10 @@ def evaluations(rows: pd.DataFrame, split: str) -> list[str]:
     return [name for name in names if rows[f"{split} top1 {name}"].notna().all()]
 
 
-def served(own: pd.DataFrame) -> str:
-    """The evaluation that serves a variant best on the validation images, over its seeds."""
-    return max(evaluations(own, "validate"), key=lambda name: own[f"validate top1 {name}"].mean())
+def served(own: pd.DataFrame, split: str = "validate") -> str:
+    """Of a split's evaluations the one that is best on the validation images, over the seeds of a variant."""
+    judged = [name for name in evaluations(own, "validate") if name in evaluations(own, split)]
+    return max(judged, key=lambda name: own[f"validate top1 {name}"].mean())
 
 
 def difference(rows: pd.DataFrame, right: pd.DataFrame, variant: str, other: str) -> Difference | None:
@@ -41,7 +42,7 @@ def difference(rows: pd.DataFrame, right: pd.DataFrame, variant: str, other: str
     if len({*own["test images hash"], *theirs["test images hash"]}) > 1:
         raise InputError(f"{variant} and {other} were not tested on the same images; give them the same data")
     a, b = (
-        np.stack([right_of(right, name, seed, "test", served(found)) for seed in seeds]).astype(float)
+        np.stack([right_of(right, name, seed, "test", served(found, "test")) for seed in seeds]).astype(float)
         for name, found in ((variant, own), (other, theirs))
     )
     return Difference(crossed_interval(100 * (a - b)), len(seeds))

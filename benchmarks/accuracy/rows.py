@@ -12,6 +12,9 @@ from benchmarks.accuracy.trial import Trial
 KEY = ["variant", "seed"]
 _RIGHT = [*KEY, "split", "evaluation", "images", "right"]
 SPLITS = ("validate", "test")
+#: Columns of words, which may look like numbers.
+_WORDS = ["variant", "recipe", "commit", "resumed at"]
+_WORDS += [f"{split} {name}" for split in SPLITS for name in ("images hash", "judged at")]
 
 
 def read_rows(study: Study) -> list[dict[str, Any]]:
@@ -19,17 +22,21 @@ def read_rows(study: Study) -> list[dict[str, Any]]:
     path = result_file(study, ".csv")
     if not path.exists():
         return []
-    frame = pd.read_csv(path, dtype={"variant": str}, keep_default_na=False, na_values=[""])
+    frame = pd.read_csv(path, dtype=dict.fromkeys(_WORDS, str), keep_default_na=False, na_values=[""])
     return frame.to_dict("records")
 
 
 def write_rows(study: Study) -> None:
-    """Bring the table up to date with the folders of trials; rows whose folder is gone are kept."""
+    """Bring the table up to date with the folders of trials; rows whose folder is gone are kept.
+
+    So are those that were tested, where their network was trained again since: it is not tested again.
+    """
     trials = {(trial.variant, trial.seed): trial for trial in study.trials()}
     rows = {(row["variant"], row["seed"]): row for row in read_rows(study)}
     right = {tuple(row)[:4]: tuple(row) for row in read_right(study).itertuples(index=False)}
     for key, trial in trials.items():
-        if (trained := trial.read("trained")) is None:
+        tested = not pd.isna(rows.get(key, {}).get("test images"))
+        if (trained := trial.read("trained")) is None or (tested and trial.read("test") is None):
             continue
         rows[key] = dict(zip(KEY, key, strict=True)) | trained
         for split in SPLITS:

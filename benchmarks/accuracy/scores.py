@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.accuracy.trial import write_whole
 from benchmarks.accuracy.trials import commit
+from lwta.errors import InputError
 from models.judge import judge, split_images
 from models.run import load_run
 
@@ -20,7 +21,13 @@ def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_
         evaluations: numbers of samples; 0 is the argmax.
         root: data folder.
         batch_size: images per pass; samples repeat at the same one.
+
+    Raises:
+        InputError: where the test images were read before.
     """
+    written = Path(folder) / f"{split}.json"
+    if split == "test" and written.exists():
+        raise InputError(f"{folder} was judged on the test images before, which are read once; see {written}")
     run = load_run(folder, root)
     judged = judge(run, split_images(run, split), batch_size, evaluations=evaluations)
     seen = (judged.targets >= 0).numpy()
@@ -42,6 +49,6 @@ def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_
         "winners that differ, least layer": min(differing, default=None),
         "winners that differ, mean layer": sum(differing) / len(differing) if differing else None,
     }
-    place = Path(folder)
-    np.savez(place / f"{split}.npz", **{name: right.numpy()[seen] for name, right in judged.right.items()})
-    write_whole(place / f"{split}.json", scores)  # last: it says that the other is whole
+    right = {name: found.numpy()[seen] for name, found in judged.right.items()}
+    np.savez(written.with_suffix(".npz"), **right)
+    write_whole(written, scores)  # last: it says that the other is whole

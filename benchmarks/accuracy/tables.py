@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from benchmarks.accuracy.findings import difference, evaluations, served
+from benchmarks.accuracy.findings import difference, served
 from benchmarks.accuracy.plots import plot_curves
 from benchmarks.accuracy.rows import read_right, read_rows, result_file, write_rows
 from benchmarks.accuracy.study import Study
@@ -44,27 +44,28 @@ def _validation(rows: pd.DataFrame) -> str:
             {"variant": row["variant"], "seed": row["seed"]}
             | {name.removeprefix("validate top1 ").replace("_", " "): _percent(row[name]) for name in names}
             | {
-                "calibration error": _percent(row[f"validate calibration {served(own)}"]),
+                "served by": served(own).replace("_", " "),
+                "calibration error by it": _percent(row[f"validate calibration {served(own)}"]),
                 "fire": _percent(row["validate active, competing sites"]),
                 "winners that differ, least layer": _percent(
                     row["validate winners that differ, least layer"], 1
                 ),
                 "dead, worst layer": _percent(row["validate dead, worst layer"]),
-                "minutes": "" if row["resumed"] else row["minutes"],
+                "minutes": "" if pd.isna(row["minutes"]) else row["minutes"],
             }
         )
     return _markdown(lines)
 
 
 def _final(study: Study, tested: pd.DataFrame) -> str:
-    """A line for each row of the final table: means over its seeds."""
-    lines = []
+    """A line for each row of the final table: means over its seeds; blank where not all were judged so."""
+    lines, names = [], [name for name in tested if name.startswith("test top1 ")]
     for name, variant in study.final.items():
         own = tested[tested["variant"] == variant]
         if own.empty:
             continue
-        mean, by = own.mean(numeric_only=True), served(own)
-        top1 = {n.replace("_", " "): _percent(mean[f"test top1 {n}"]) for n in evaluations(own, "test")}
+        mean, by = own.mean(numeric_only=True, skipna=False), served(own, "test")
+        top1 = {n.removeprefix("test top1 ").replace("_", " "): _percent(mean[n]) for n in names}
         best = own[f"test top1 {by}"]
         fires = [_percent(mean[f"test active, {sites} sites"]) for sites in ("competing", "all")]
         least = own["test winners that differ, least layer"].min()

@@ -56,8 +56,16 @@ class Trial:
         return f"python train.py {shlex.join(self.words)} --run runs/NAME --data.root DATA"
 
     def recipe(self, repository: Path) -> str:
-        """Hash of the config with the fields set: two trials of one recipe train the same network."""
-        held = _flat(yaml.safe_load((repository / self.config).read_text()))
+        """Hash of the config with the fields set: two trials of one recipe train the same network.
+
+        Raises:
+            InputError: where the config cannot be read.
+        """
+        try:
+            held = _flat(yaml.safe_load((repository / self.config).read_text()))
+        except (OSError, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{self}: its config {self.config} cannot be read ({reason})") from None
         for key, value in self.settings.items():
             held = {k: v for k, v in held.items() if k != key and not k.startswith(f"{key}.")}
             held |= _flat(value, key)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import timm
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks.accuracy.rows import read_rows, write_rows
 from benchmarks.accuracy.study import REPOSITORY, Study
@@ -43,14 +44,20 @@ class Runner:
     def fit(self, trials: list[Trial]) -> list[str]:
         """Train those without a row and judge them on the validation images; returns what failed.
 
-        A trial that was cut off goes on from its last epoch. One whose start failed is not begun.
+        A trial that was cut off goes on from its last epoch. One whose start failed is not begun. One with a
+        row whose network is gone is trained again where another starts from it.
         """
         for trial in trials:  # before the first is begun
             recipe = trial.recipe(REPOSITORY)
             for known in (self._row(trial), trial.read("started")):
                 trial.check_recipe(recipe, known)
-        needed = {(name, trial.seed) for trial in trials for name in trial.needs}
-        left = [trial for trial in trials if not self._finished(trial)]
+        needed: set[tuple[str, int]] = set()
+        left: list[Trial] = []
+        for trial in reversed(trials):  # what others start from stands before them
+            untrained = trial.read("trained") is None
+            if not self._finished(trial) or (untrained and (trial.variant, trial.seed) in needed):
+                left.insert(0, trial)
+                needed |= {(name, trial.seed) for name in trial.needs if untrained}
         # Those that others start from go first, in their order, and the others wait for all of them.
         first = [trial for trial in left if (trial.variant, trial.seed) in needed]
         failures = self._each(self._fit, first)
@@ -60,7 +67,8 @@ class Runner:
         """Judge trained trials on the test images, once; returns what failed.
 
         Raises:
-            InputError: where one of them is not trained and judged yet: the test images are read at the end.
+            InputError: where one of them is not trained and judged yet (the test images are read at the end),
+                or its network is gone.
         """
         if not trials:
             raise InputError(f"{self.study.name} names no final rows and no curves; nothing is to be tested")
@@ -68,17 +76,33 @@ class Runner:
         for trial in left:
             if not self._finished(trial):
                 raise InputError(f"{trial} is not trained and judged yet; run fit first")
+            if trial.read("trained") is None:
+                raise InputError(
+                    f"{trial} has a row and no network in {trial.folder}; "
+                    "bring it back, or delete the row and run fit"
+                )
         return self._each(lambda trial: self._judge(trial, "test"), left)
 
     def _each(self, work: Callable[[Trial], str | None], trials: list[Trial]) -> list[str]:
+        def alone(trial: Trial) -> str | None:
+            trial.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                with FileLock(trial.folder / "lock", timeout=0):
+                    return work(trial)
+            except Timeout:
+                return f"{trial}: another process is at it; run this again when that has ended"
+
         with ThreadPoolExecutor(self.jobs) as pool:
-            return [said for said in pool.map(work, trials) if said]
+            return [said for said in pool.map(alone, trials) if said]
 
     def _row(self, trial: Trial) -> Row:
         return self.rows.get((trial.variant, trial.seed), {})
 
     def _finished(self, trial: Trial) -> bool:
-        return _holds(self._row(trial), "validate top1", self.study.evaluations_of(trial.variant))
+        row = self._row(trial)
+        # A network that was tested and is gone stays as it was judged.
+        done = not pd.isna(row.get("test images")) and trial.read("trained") is None
+        return done or _holds(row, "validate top1", self.study.evaluations_of(trial.variant))
 
     def _fit(self, trial: Trial) -> str | None:
         if missing := [n for n in trial.needs if not self.study.trial(n, trial.seed).read("trained")]:
@@ -94,7 +118,11 @@ class Runner:
             start = time.perf_counter()
             if self._run(["train.py", *words, "--run", str(trial.folder), "--data.root", self.root], log):
                 return f"{trial}: training failed, see {log}"
-            took = {"minutes": round((time.perf_counter() - start) / 60, 1), "resumed": resumed}
+            took = (
+                {"resumed at": commit()}
+                if resumed
+                else {"minutes": round((time.perf_counter() - start) / 60, 1)}
+            )
             trial.write("trained", (trial.read("started") or {}) | took)
         return self._judge(trial, "validate")
 
