@@ -55,6 +55,7 @@ class Study:
         evaluations: numbers of samples that validation images are judged by; 0 is the argmax.
         final: row of the final table -> variant; these are trained with ``final_seeds`` too, judged by
             ``final_evaluations`` and tested.
+        more_seeds: variant of a final row -> further seeds, where its differences are small.
         against: rows that the others are compared with.
         curves: line of the plot of accuracy against U -> {U: variant}, of the first of ``seeds``; a line of
             one point at U = 1 is dense, and drawn level.
@@ -68,6 +69,7 @@ class Study:
     evaluations: list[int] = field(default_factory=lambda: [0, 1, 10])
     final: dict[str, str] = field(default_factory=dict)
     final_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    more_seeds: dict[str, list[int]] = field(default_factory=dict)
     final_evaluations: list[int] = field(default_factory=lambda: [0, 1, 10, 50])
     against: list[str] = field(default_factory=list)
     curves: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -98,6 +100,11 @@ class Study:
         for variant in [*self.final.values(), *(v for line in self.curves.values() for v in line.values())]:
             if variant not in self.variants:
                 raise InputError(f"{path} has no variant {variant!r}; it has {', '.join(self.variants)}")
+        for variant in self.more_seeds:
+            if variant not in self.final.values():
+                raise InputError(
+                    f"{path} has more seeds for {variant!r}, which is in no row of its final table"
+                )
         for row in self.against:
             if row not in self.final:
                 raise InputError(f"{path} compares with {row!r}, which is no row of its final table")
@@ -109,7 +116,7 @@ class Study:
             InputError: where nothing matches, or variants need each other.
         """
         chosen = [(v, s) for v, s in itertools.product(self.variants, self.seeds)]
-        chosen += [(v, s) for s in self.final_seeds for v in self.final.values()]
+        chosen += self._in_final_table()
         matching = [one for one in dict.fromkeys(chosen) if fnmatchcase(one[0], only)]
         if not matching:
             raise InputError(f"no variant matches {only!r}; there are {', '.join(self.variants)}")
@@ -128,9 +135,12 @@ class Study:
 
     def tested(self) -> list[Trial]:
         """Those of the final table and of the curves."""
-        table = [(v, s) for v in self.final.values() for s in self.final_seeds]
         curves = [(v, self.seeds[0]) for line in self.curves.values() for v in line.values()]
-        return [self.trial(*one) for one in dict.fromkeys([*table, *curves])]
+        return [self.trial(*one) for one in dict.fromkeys([*self._in_final_table(), *curves])]
+
+    def _in_final_table(self) -> list[tuple[str, int]]:
+        every = [(v, s) for s in self.final_seeds for v in self.final.values()]
+        return every + [(v, s) for v, seeds in self.more_seeds.items() for s in seeds]
 
     def evaluations_of(self, variant: str) -> list[int]:
         """Numbers of samples that a variant is judged by."""
