@@ -15,6 +15,8 @@ from lwta.errors import InputError
 from models.backbone import fixed_image_size, read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.data import ImageData
+from models.optimizer import create_optimizer
+from models.weights import load_start
 
 
 class RunCLI(LightningCLI):
@@ -56,9 +58,10 @@ class RunCLI(LightningCLI):
         """Refuse what only shows once the data is there, before the run folder is made."""
         if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
             raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
-        if self.config[str(self.subcommand)].ckpt_path is None:
-            self.model.load_start()
-        self.model.build_optimizer(self.trainer.max_epochs)
+        weights = self.model.hparams["weights"]
+        if weights is not None and self.config[str(self.subcommand)].ckpt_path is None:
+            load_start(self.model.backbone, weights)
+        create_optimizer(self.model.backbone, self.model.hparams, self.trainer.max_epochs)
         self.datamodule.check_training()
         built = fixed_image_size(self.model.backbone)
         side = self.datamodule.config["image_size"]

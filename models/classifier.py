@@ -10,19 +10,17 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lwta.errors import InputError
-from lwta.functional import kl_to_uniform, usage_entropy
-from lwta.layers import Competition, Firing, competitions, watch
-from models.backbone import create_backbone, read_checkpoint, run_checkpoint
+from lwta.layers import competitions, watch
+from models.backbone import create_backbone, read_checkpoint
 from models.checks import check_model
+from models.loss import training_loss
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
+from models.optimizer import create_optimizer
 from models.schedule import Schedule
-from models.weights import load_weights
 
 
 class Classifier(LightningModule):
@@ -39,7 +37,8 @@ class Classifier(LightningModule):
         class_names: linked from the data; kept in the checkpoint.
         backbone_args: further arguments of ``timm.create_model``.
         pretrained: start from timm's weights.
-        weights: start training from these, :meth:`load_start`: a run folder, dense or sparse, or a file.
+        weights: start training from these, a run folder, dense or sparse, or a file
+            (:func:`models.weights.load_start`).
         activation: what to put at the sites: lwta, topk, relu or gelu.
         competitors: U of lwta and topk; null leaves the network dense, as timm builds it.
         sites: globs over module names; null takes the family's default.
@@ -140,29 +139,6 @@ class Classifier(LightningModule):
 
     # -- training -----------------------------------------------------------------------------
 
-    def load_start(self) -> None:
-        """Load what ``weights`` names, where it names something; ``train.py fit`` does, unless it resumes.
-
-        Raises:
-            InputError: where it is missing, or of another network.
-        """
-        weights = self.hparams["weights"]
-        if weights is None:
-            return
-        if not Path(weights).exists():
-            raise InputError(
-                f"there is no run or file {weights} to start from; train it first, or set model.weights"
-            )
-        # A dense network knows no spread of logits; batches of this training tell it.
-        measured = {
-            f"{place}.{name}"
-            for place, module in self.backbone.named_modules()
-            if isinstance(module, Competition)
-            for name, _ in module.named_buffers()
-        }
-        file = run_checkpoint(weights) if Path(weights).is_dir() else weights
-        load_weights(self.backbone, file, may_lack=measured)
-
     def on_fit_start(self) -> None:
         rank_zero_info(str(self.report))
 
@@ -178,18 +154,11 @@ class Classifier(LightningModule):
         images, target = batch
         scales = self.set_scales(self.current_epoch + batch_idx / self.trainer.num_training_batches)
         self._epochs_done = self.current_epoch + (batch_idx + 1) / self.trainer.num_training_batches
-        smoothing = self.hparams["label_smoothing"]
         weights = {"kl": scales["kl_weight"], "usage_entropy": -scales["balance_weight"]}
-        if not any(weights.values()):
-            loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
-        else:
-            with watch(self.backbone, self.sparsity.dims) as calls:
-                loss = F.cross_entropy(self(images), target, label_smoothing=smoothing)
-            for name, weight in weights.items():
-                if weight:
-                    term = self._competition_term(name, calls)
-                    self.log(f"train/{name}", term, on_step=False, on_epoch=True, sync_dist=True)
-                    loss = loss + weight * term
+        smoothing = self.hparams["label_smoothing"]
+        loss, terms = training_loss(self.backbone, images, target, self.sparsity.dims, smoothing, weights)
+        for name, term in terms.items():
+            self.log(f"train/{name}", term, on_step=False, on_epoch=True, sync_dist=True)
         self._refuse_nan(loss, batch_idx)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True)
@@ -197,18 +166,6 @@ class Classifier(LightningModule):
         logged["train/lr"] = self.optimizers(use_pl_optimizer=False).param_groups[0]["lr"]  # type: ignore
         self.log_dict(logged, on_step=False, on_epoch=True)
         return loss
-
-    def _competition_term(self, name: str, calls: dict[str, list[Firing]]) -> Tensor:
-        """KL or usage entropy, averaged over layers."""
-        found = []
-        for layer, competition in competitions(self.backbone).items():
-            for f in calls.get(layer, []):
-                assert f.inputs is not None
-                if name == "kl":
-                    found.append(kl_to_uniform(competition.probabilities(f.inputs), dim=f.dim + 1))
-                else:
-                    found.append(usage_entropy(competition.mean_usage(f.inputs)))
-        return torch.stack(found).mean()
 
     def _refuse_nan(self, loss: Tensor, batch_idx: int) -> None:
         # Reading the loss waits for the device, so not at every step; once NaN, weights stay NaN.
@@ -221,31 +178,8 @@ class Classifier(LightningModule):
                 "lower model.lr or set trainer.gradient_clip_val (checkpoints of earlier epochs are kept)"
             )
 
-    def build_optimizer(self, epochs: int) -> tuple[Any, Any]:
-        """timm's optimizer, and its scheduler over ``epochs`` (None for ``none``).
-
-        Raises:
-            InputError: where timm refuses their arguments.
-        """
-        h = self.hparams
-        try:
-            optimizer = create_optimizer_v2(
-                self.backbone, h["optimizer"], h["lr"], h["weight_decay"], **(h["optimizer_args"] or {})
-            )
-            scheduler, _ = create_scheduler_v2(
-                optimizer,
-                h["scheduler"],
-                epochs,
-                warmup_epochs=h["warmup_epochs"],
-                min_lr=h["min_lr"],
-                **{"warmup_lr": h["lr"] / 25} | (h["scheduler_args"] or {}),
-            )
-        except (TypeError, ValueError, AssertionError) as error:
-            raise InputError(f"timm refuses the optimizer or scheduler as configured ({error})") from error
-        return optimizer, scheduler
-
     def configure_optimizers(self) -> Any:
-        optimizer, scheduler = self.build_optimizer(self.trainer.max_epochs or 1)
+        optimizer, scheduler = create_optimizer(self.backbone, self.hparams, self.trainer.max_epochs or 1)
         if scheduler is None:
             return optimizer
         return [optimizer], [{"scheduler": scheduler, "interval": "step", "name": "lr"}]

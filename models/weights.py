@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lwta.errors import InputError
+from lwta.layers import Competition
+from models.backbone import run_checkpoint
 from models.zoo import first_line
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -78,6 +80,31 @@ def load_weights(model: nn.Module, file: str | Path, may_lack: Collection[str] =
         raise InputError(
             f"the weights {file} do not fit: {' and '.join(wrong)}; build the network they were trained in"
         )
+
+
+def load_start(backbone: nn.Module, weights: str | Path) -> None:
+    """Load what a training starts from.
+
+    Args:
+        backbone: dense or sparse.
+        weights: a run folder, of the same network, dense or sparse, or a file of weights.
+
+    Raises:
+        InputError: where it is missing, or of another network.
+    """
+    if not Path(weights).exists():
+        raise InputError(
+            f"there is no run or file {weights} to start from; train it first, or set model.weights"
+        )
+    # A dense network knows no spread of logits; batches of this training tell it.
+    measured = {
+        f"{place}.{name}"
+        for place, module in backbone.named_modules()
+        if isinstance(module, Competition)
+        for name, _ in module.named_buffers()
+    }
+    file = run_checkpoint(weights) if Path(weights).is_dir() else weights
+    load_weights(backbone, file, may_lack=measured)
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
