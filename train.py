@@ -12,9 +12,10 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lwta.errors import InputError
-from models.backbone import fixed_image_size, read_checkpoint, run_checkpoint
+from models.backbone import read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.data import ImageData
+from models.input_size import fixed_image_size
 from models.optimizer import create_optimizer
 from models.weights import load_start
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
 from torch import nn
 
 from lwta.errors import InputError
@@ -41,18 +40,7 @@ def create_backbone(
             raise InputError(f"timm knows no model {name!r}; timm.list_models('*') lists them") from None
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"timm cannot build {name!r} with {backbone_args} ({reason})") from error
-    return model, swap(model, image_size=image_size(model), **swap_args)
-
-
-def image_size(model: nn.Module) -> tuple[int, int]:
-    """(H, W) a timm model was built for."""
-    height, width = fixed_image_size(model) or resolve_model_data_config(model)["input_size"][-2:]
-    return height, width
-
-
-def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
-    """(H, W) of a network that takes one image size only, None of any other."""
-    return getattr(getattr(model, "patch_embed", getattr(model, "stem", None)), "img_size", None)
+    return model, swap(model, **swap_args)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

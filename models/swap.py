@@ -15,6 +15,7 @@ from torch import nn
 from lwta.errors import InputError
 from lwta.functional import nearest_divisors
 from lwta.layers import LWTA, TopK
+from models import input_size
 from models.sites import Site, find_sites
 
 KINDS = ("lwta", "topk", "relu", "gelu")
@@ -78,7 +79,7 @@ def swap(
     sites: list[str] | None = None,
     placement: str = "last",
     dim: int | None = None,
-    image_size: tuple[int, int] = (224, 224),
+    image_size: tuple[int, int] | None = None,
     **scales: Any,
 ) -> SwapReport:
     """Replace the activations matched by ``sites``, in place.
@@ -90,7 +91,7 @@ def swap(
         sites: globs over module names; None takes :func:`default_sites`.
         placement: for :func:`default_sites`.
         dim: axis of the units, for sites where the trace cannot tell it.
-        image_size: (H, W) of the traced pass.
+        image_size: (H, W) of the traced pass; None is what a timm model was built for, of others (224, 224).
         scales: further arguments of :class:`lwta.LWTA`.
 
     Returns:
@@ -101,7 +102,7 @@ def swap(
             be told, a module called at several sites, kind and competitors that contradict.
     """
     _check_kind(kind, competitors)
-    found = find_sites(model, image_size)
+    found = find_sites(model, image_size or input_size.image_size(model))
     dense = competitors is None and kind in ("lwta", "topk")
     if dense and sites is None and not isinstance(model, (VisionTransformer, ResNet)):
         return SwapReport([], found, found)  # no default sites to compare with: all of them
@@ -111,7 +112,7 @@ def swap(
     # Every replacement is built before the first is put in, so a refusal leaves the model whole.
     new = {site.name: _replacement(kind, competitors, _told(site, dim), scales) for site in chosen}
     for name, module in new.items():
-        model.set_submodule(name, module)
+        model.set_submodule(name, module.train(model.get_submodule(name).training))
     swapped = [_told(site, dim)._replace(kind=type(new[site.name]).__name__) for site in chosen]
     return SwapReport(swapped, [site for site in found if site.name not in new], swapped)
 

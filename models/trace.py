@@ -73,14 +73,15 @@ def trace(model: nn.Module, image_size: tuple[int, int], images: int = 1) -> dic
         image_size: (H, W).
         images: how many pass, all of them black.
     """
-    follow, mode = _Trace(), model.training
+    follow, modes = _Trace(), [(module, module.training) for module in model.modules()]
     handles = follow.attach(model)
     place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), follow:
             model.eval()(torch.zeros(images, 3, *image_size, device=place))
     finally:
-        model.train(mode)
+        for module, mode in modes:
+            module.training = mode
         for handle in handles:
             handle.remove()
     return follow.seen

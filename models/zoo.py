@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms._presets import ImageClassification
 
 from lwta.errors import InputError
-from models.backbone import fixed_image_size
+from models.input_size import fixed_image_size
 
 Transform = Callable[[Image.Image], Tensor]
 _IMAGE_SIZE = 224  # where neither the caller nor the library says one

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from lwta import LWTA, TopK
 from lwta.errors import InputError
 from lwta.layers import watch
-from models.backbone import create_backbone, image_size
+from models.backbone import create_backbone
+from models.input_size import image_size
 from models.sites import find_sites
 from models.swap import default_sites, swap
 
@@ -241,6 +242,16 @@ def test_null_competitors_leave_the_network_dense():
     )
     assert [site.name for site in report.left] == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
     assert isinstance(model.blocks[0].mlp.act, nn.GELU)
+
+
+def test_a_swapped_network_keeps_the_mode_of_each_module_and_needs_no_image_size():
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT).eval()
+    model.blocks[1].train()
+    swap(model, competitors=8)
+    for block, mode in zip(model.blocks, (False, True), strict=True):
+        assert {module.training for module in block.modules()} == {mode}
+        assert block.mlp.act.competition.training is mode
+    assert model.training is False
 
 
 def test_a_backbone_knows_its_image_size():

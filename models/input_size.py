@@ -1,0 +1,15 @@
+"""The size of the images that a network takes."""
+
+from timm.data import resolve_model_data_config
+from torch import nn
+
+
+def image_size(model: nn.Module) -> tuple[int, int]:
+    """(H, W) a timm model was built for; (224, 224) where a network does not tell."""
+    height, width = fixed_image_size(model) or resolve_model_data_config(model)["input_size"][-2:]
+    return height, width
+
+
+def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
+    """(H, W) of a network that takes one image size only, None of any other."""
+    return getattr(getattr(model, "patch_embed", getattr(model, "stem", None)), "img_size", None)
