@@ -55,7 +55,7 @@ class Study:
         evaluations: numbers of samples that validation images are judged by; 0 is the argmax.
         final: row of the final table -> variant; these are trained with ``final_seeds`` too, judged by
             ``final_evaluations`` and tested.
-        more_seeds: variant of a final row -> further seeds, where its differences are small.
+        more_seeds: variant -> further seeds, where differences are small.
         against: rows that the others are compared with.
         curves: line of the plot of accuracy against U -> {U: variant}, of the first of ``seeds``; a line of
             one point at U = 1 is dense, and drawn level.
@@ -97,14 +97,10 @@ class Study:
         return study
 
     def _check_names(self, path: str | Path) -> None:
-        for variant in [*self.final.values(), *(v for line in self.curves.values() for v in line.values())]:
+        of_curves = [v for line in self.curves.values() for v in line.values()]
+        for variant in [*self.final.values(), *self.more_seeds, *of_curves]:
             if variant not in self.variants:
                 raise InputError(f"{path} has no variant {variant!r}; it has {', '.join(self.variants)}")
-        for variant in self.more_seeds:
-            if variant not in self.final.values():
-                raise InputError(
-                    f"{path} has more seeds for {variant!r}, which is in no row of its final table"
-                )
         for row in self.against:
             if row not in self.final:
                 raise InputError(f"{path} compares with {row!r}, which is no row of its final table")
@@ -116,7 +112,8 @@ class Study:
             InputError: where nothing matches, or variants need each other.
         """
         chosen = [(v, s) for v, s in itertools.product(self.variants, self.seeds)]
-        chosen += self._in_final_table()
+        chosen += [(v, s) for s in self.final_seeds for v in self.final.values()]
+        chosen += [(v, s) for v, seeds in self.more_seeds.items() for s in seeds]
         matching = [one for one in dict.fromkeys(chosen) if fnmatchcase(one[0], only)]
         if not matching:
             raise InputError(f"no variant matches {only!r}; there are {', '.join(self.variants)}")
@@ -135,12 +132,11 @@ class Study:
 
     def tested(self) -> list[Trial]:
         """Those of the final table and of the curves."""
+        table = [
+            (v, s) for v in self.final.values() for s in [*self.final_seeds, *self.more_seeds.get(v, [])]
+        ]
         curves = [(v, self.seeds[0]) for line in self.curves.values() for v in line.values()]
-        return [self.trial(*one) for one in dict.fromkeys([*self._in_final_table(), *curves])]
-
-    def _in_final_table(self) -> list[tuple[str, int]]:
-        every = [(v, s) for s in self.final_seeds for v in self.final.values()]
-        return every + [(v, s) for v, seeds in self.more_seeds.items() for s in seeds]
+        return [self.trial(*one) for one in dict.fromkeys([*table, *curves])]
 
     def evaluations_of(self, variant: str) -> list[int]:
         """Numbers of samples that a variant is judged by."""
