@@ -51,7 +51,7 @@ def _validation(rows: pd.DataFrame) -> str:
                     row["validate winners that differ, least layer"], 1
                 ),
                 "dead, worst layer": _percent(row["validate dead, worst layer"]),
-                "minutes": "" if pd.isna(row["minutes"]) else row["minutes"],
+                "minutes": "" if pd.isna(row.get("minutes")) else row["minutes"],
             }
         )
     return _markdown(lines)
