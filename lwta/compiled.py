@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 _settings: Any = config  # a module whose names are not known before it runs
 
 
-def kept_in(package: Path) -> Path:
+def _kept_in(package: Path) -> Path:
     """Folder of the machine code of a package's loops, another for other sources.
 
     By itself numba makes it anew where the file of a loop has changed, and not where that of a loop called by
@@ -33,11 +33,12 @@ def kept_in(package: Path) -> Path:
     )
 
 
-def _njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    folder = kept_in(Path(__file__).parent)
+_folder = str(_kept_in(Path(__file__).parent))
 
+
+def _njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     def decorate(loop: Callable[..., Any]) -> Any:
-        before, _settings.CACHE_DIR = _settings.CACHE_DIR, str(folder)
+        before, _settings.CACHE_DIR = _settings.CACHE_DIR, _folder
         try:
             return njit(nogil=True, cache=True, error_model="numpy", **options)(loop)
         finally:

@@ -1,6 +1,7 @@
 """What a run is judged by, against loops over its outputs."""
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -19,11 +20,7 @@ def run(tmp_path_factory):
     """One unit of each block of the first layer, and 20 of the 24 of the second, never win."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     network = "{img_size: 32, patch_size: 8, embed_dim: 24, depth: 2, num_heads: 2}"
-    fit_shapes(
-        folder,
-        model__backbone_args=network,
-        model__noise=0.3,
-    )
+    fit_shapes(folder, model__backbone_args=network, model__noise=0.3)
     run = load_run(folder)
     with torch.no_grad():
         for block, losers in zip(run.model.backbone.blocks, (1, 20), strict=True):
@@ -50,11 +47,8 @@ def fired(run, pixels, seed=None):
         )
         for name, module in modules.items()
     ]
-    if seed is None:
+    with nullcontext() if seed is None else sampled(run.model.backbone, seed):
         probabilities = run.model.backbone(pixels).softmax(-1)
-    else:
-        with sampled(run.model.backbone, seed):
-            probabilities = run.model.backbone(pixels).softmax(-1)
     for handle in handles:
         handle.remove()
     return probabilities, found
