@@ -93,14 +93,37 @@ def test_test_images_are_read_once_though_the_network_is_trained_again(study, tm
     assert (read_rows(study), stand.asked) == (before, [])
 
 
-def test_a_network_that_is_gone_is_not_tested(study, tmp_path):
-    (tmp_path / "results").rename(tmp_path / "old")
-    for file in (tmp_path / "runs").rglob("test.json"):
-        file.unlink()
+def test_a_network_that_is_gone_is_trained_again_for_the_test_images(tmp_path, monkeypatch):
+    tuned = {"config": CONFIG, "fields": {"model.weights": "<folder of dense>"}}
+    variants = {"dense": {"config": CONFIG}, "tuned": tuned, "other": {"config": CONFIG}}
+    final = {"variants": variants, "final": {"D": "dense", "T": "tuned", "O": "other"}, "final_seeds": [0]}
+    study = Study.read(written(tmp_path, **final, final_evaluations=[0, 1]))
+    for trial in study.trials():
+        judged(trial, "validate", RIGHT)
     write_rows(study)
     (tmp_path / "runs").rename(tmp_path / "gone")
-    with pytest.raises(InputError, match="a, seed 0 has a row and no network in .*delete the row"):
-        Runner(study, "", 1).test(study.tested())
+    stand = Stand(monkeypatch)
+    assert Runner(study, "", 1).test(study.tested("[dt]*")[::-1]) == []
+    dense, tuned = ([(what, name) for what in ("train", "validate", "test")] for name in ("dense", "tuned"))
+    assert stand.asked == dense + tuned
+    rows = {row["variant"]: row for row in read_rows(study)}
+    assert {rows[name]["commit"] for name in ("dense", "tuned")} == {trials.commit()}
+    assert rows["other"]["commit"] == "abc"
+    assert [name for name, row in rows.items() if row["test images"] == 8] == ["dense", "tuned"]
+
+
+def test_the_start_of_a_trial_that_is_tested_is_trained_again_and_not_tested(tmp_path, monkeypatch):
+    tuned = {"config": CONFIG, "fields": {"model.weights": "<folder of dense>"}}
+    fields = {"variants": {"dense": {"config": CONFIG}, "tuned": tuned}, "final": {"T": "tuned"}}
+    study = Study.read(written(tmp_path, **fields, final_seeds=[0], final_evaluations=[0, 1]))
+    for trial in study.trials():
+        judged(trial, "validate", RIGHT)
+    write_rows(study)
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    stand = Stand(monkeypatch)
+    assert Runner(study, "", 1).test(study.tested()) == []
+    assert [what for what, name in stand.asked if name == "dense"] == ["train", "validate"]
+    assert [what for what, name in stand.asked if name == "tuned"] == ["train", "validate", "test"]
 
 
 def test_a_run_is_judged_on_the_test_images_once(study):
@@ -149,8 +172,8 @@ def test_the_test_images_wait_until_all_is_trained(tmp_path):
 
 def test_a_study_without_final_rows_has_nothing_to_test(tmp_path):
     study = Study.read(written(tmp_path, variants=FIELDS["variants"]))
-    with pytest.raises(InputError, match="nothing is to be tested"):
-        Runner(study, "", 1).test(study.tested())
+    with pytest.raises(InputError, match="small has no final row and no curve that matches"):
+        study.tested()
 
 
 # -- the whole of it ----------------------------------------------------------------------------

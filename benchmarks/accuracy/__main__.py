@@ -24,16 +24,19 @@ def fit(study: str, root: str, jobs: int = 1, only: str = "*") -> None:
     _end(Runner(read, root, jobs).fit(read.trials(only)))
 
 
-def read_test(study: str, root: str, jobs: int = 1) -> None:
-    """Judge the rows of the final table, and of the curves, on the test images, once, when all are trained.
+def read_test(study: str, root: str, jobs: int = 1, only: str = "*") -> None:
+    """Judge the rows of the final table, and of the curves, on the test images, once, when choices are made.
+
+    A network that is gone is trained again.
 
     Args:
         study: YAML file.
         root: data folder.
         jobs: trials at a time.
+        only: glob over variants.
     """
     read = Study.read(study)
-    _end(Runner(read, root, jobs).test(read.tested()))
+    _end(Runner(read, root, jobs).test(read.tested(only)))
 
 
 def table(study: str) -> None:

@@ -130,13 +130,20 @@ class Study:
             self._add(needed, seed, ordered, (*above, variant))
         ordered.setdefault((variant, seed), trial)
 
-    def tested(self) -> list[Trial]:
-        """Those of the final table and of the curves."""
+    def tested(self, only: str = "*") -> list[Trial]:
+        """Those of the final table and of the curves whose variants match a glob.
+
+        Raises:
+            InputError: where there are none.
+        """
         table = [
             (v, s) for v in self.final.values() for s in [*self.final_seeds, *self.more_seeds.get(v, [])]
         ]
         curves = [(v, self.seeds[0]) for line in self.curves.values() for v in line.values()]
-        return [self.trial(*one) for one in dict.fromkeys([*table, *curves])]
+        found = [one for one in dict.fromkeys([*table, *curves]) if fnmatchcase(one[0], only)]
+        if not found:
+            raise InputError(f"{self.name} has no final row and no curve that matches {only!r} to be tested")
+        return [self.trial(*one) for one in found]
 
     def evaluations_of(self, variant: str) -> list[int]:
         """Numbers of samples that a variant is judged by."""

@@ -47,41 +47,44 @@ class Runner:
         A trial that was cut off goes on from its last epoch. One whose start failed is not begun. One with a
         row whose network is gone is trained again where another starts from it.
         """
+        self._check(trials)
+        return self._each_in_order(self._fit, [trial for trial in trials if not self._finished(trial)])
+
+    def test(self, trials: list[Trial]) -> list[str]:
+        """Judge trials on the test images, once each; returns what failed.
+
+        A network that is gone is trained again for it, and its row says when.
+
+        Raises:
+            InputError: where one of them has no row yet: the test images are read when choices are made.
+        """
+        left = [trial for trial in trials if pd.isna(self._row(trial).get("test images"))]
+        if waiting := [trial for trial in left if not self._finished(trial)]:
+            raise InputError(f"{waiting[0]} is not trained and judged yet; run fit first")
+        self._check(left)
+        return self._each_in_order(lambda trial: self._fit(trial) or self._judge(trial, "test"), left)
+
+    def _check(self, trials: list[Trial]) -> None:
+
         for trial in trials:  # before the first is begun
             recipe = trial.recipe(REPOSITORY)
             for known in (self._row(trial), trial.read("started")):
                 trial.check_recipe(recipe, known)
-        needed: set[tuple[str, int]] = set()
-        left: list[Trial] = []
-        for trial in reversed(trials):  # what others start from stands before them
-            untrained = trial.read("trained") is None
-            if not self._finished(trial) or (untrained and (trial.variant, trial.seed) in needed):
-                left.insert(0, trial)
-                needed |= {(name, trial.seed) for name in trial.needs if untrained}
-        # Those that others start from go first, in their order, and the others wait for all of them.
-        first = [trial for trial in left if (trial.variant, trial.seed) in needed]
-        failures = self._each(self._fit, first)
-        return failures + self._each(self._fit, [trial for trial in left if trial not in first])
 
-    def test(self, trials: list[Trial]) -> list[str]:
-        """Judge trained trials on the test images, once; returns what failed.
+    def _each_in_order(self, work: Callable[[Trial], str | None], trials: list[Trial]) -> list[str]:
+        """Do the work, first for what others start from; that is trained where it is no trial of these."""
+        starts = [start for trial in trials for start in self._untrained_starts(trial)]
+        first = list({(start.variant, start.seed): start for start in starts}.values())
+        failures = self._each(lambda start: work(start) if start in trials else self._fit(start), first)
+        return failures + self._each(work, [trial for trial in trials if trial not in first])
 
-        Raises:
-            InputError: where one of them is not trained and judged yet (the test images are read at the end),
-                or its network is gone.
-        """
-        if not trials:
-            raise InputError(f"{self.study.name} names no final rows and no curves; nothing is to be tested")
-        left = [trial for trial in trials if pd.isna(self._row(trial).get("test images"))]
-        for trial in left:
-            if not self._finished(trial):
-                raise InputError(f"{trial} is not trained and judged yet; run fit first")
-            if trial.read("trained") is None:
-                raise InputError(
-                    f"{trial} has a row and no network in {trial.folder}; "
-                    "bring it back, or delete the row and run fit"
-                )
-        return self._each(lambda trial: self._judge(trial, "test"), left)
+    def _untrained_starts(self, trial: Trial) -> list[Trial]:
+        """Those without a network that a trial without one starts from, and what these start from in turn."""
+        if trial.read("trained") is not None:
+            return []
+        starts = [self.study.trial(name, trial.seed) for name in trial.needs]
+        untrained = [start for start in starts if start.read("trained") is None]
+        return [one for start in untrained for one in (*self._untrained_starts(start), start)]
 
     def _each(self, work: Callable[[Trial], str | None], trials: list[Trial]) -> list[str]:
         def alone(trial: Trial) -> str | None:
@@ -107,8 +110,8 @@ class Runner:
     def _fit(self, trial: Trial) -> str | None:
         if missing := [n for n in trial.needs if not self.study.trial(n, trial.seed).read("trained")]:
             return f"{trial}: not begun, as {missing[0]}, from which it starts, is not trained"
-        print(f"{trial}: {trial.command}", flush=True)
         if trial.read("trained") is None:
+            print(f"{trial}: {trial.command}", flush=True)
             last, log = trial.folder / "checkpoints" / "last.ckpt", trial.folder / "fit.log"
             words, resumed = trial.words, last.exists()
             if resumed:
