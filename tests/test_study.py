@@ -108,3 +108,14 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
 def test_shipped_studies_name_shipped_configs(path):
     for trial in Study.read(path).trials():
         assert (REPOSITORY / trial.config).is_file()
+
+
+def test_a_variant_is_judged_by_its_own_evaluations_where_it_has_some(tmp_path):
+    own = {"config": "a.yaml", "grid": {"model.lr": [0.1, 0.2]}, "evaluations": [0]}
+    variants = {"own": own, "final": {"config": "a.yaml"}, "other": {"config": "a.yaml"}}
+    final = {"A": "own-0.1", "B": "final"}
+    study = Study.read(
+        written(tmp_path, variants=variants, final=final, evaluations=[0, 1], final_evaluations=[0, 9])
+    )
+    found = {name: study.evaluations_of(name) for name in study.variants}
+    assert found == {"own-0.1": [0], "own-0.2": [0], "final": [0, 9], "other": [0, 1]}

@@ -27,11 +27,13 @@ class Variant:
             of another variant with the same seed, which is then trained first.
         grid: values for each of some fields; the variant stands for one of each of their combinations, named
             NAME-VALUE.
+        evaluations: numbers of samples that it is judged by, in place of the study's.
     """
 
     config: str
     fields: dict[str, Any] = field(default_factory=dict)
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    evaluations: list[int] | None = None
 
     def combinations(self, name: str) -> list[tuple[str, "Variant"]]:
         """The variants that the grid stands for, by name."""
@@ -147,6 +149,8 @@ class Study:
 
     def evaluations_of(self, variant: str) -> list[int]:
         """Numbers of samples that a variant is judged by."""
+        if (own := self.variants[variant].evaluations) is not None:
+            return own
         return self.final_evaluations if variant in self.final.values() else self.evaluations
 
     def trial(self, variant: str, seed: int) -> Trial:
