@@ -97,7 +97,8 @@ def _differences(study: Study, tested: pd.DataFrame) -> str:
             line[f"above {other}"] = ""
             if found:
                 mean, low, high = found.interval
-                line[f"above {other}"] = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {found.seeds} seeds"
+                over = "1 seed" if found.seeds == 1 else f"{found.seeds} seeds"
+                line[f"above {other}"] = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {over}"
         lines.append(line)
     return _markdown(lines)
 
