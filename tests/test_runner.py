@@ -115,12 +115,17 @@ def test_a_network_that_is_gone_is_trained_again_for_the_test_images(tmp_path, m
 def test_the_start_of_a_trial_that_is_tested_is_trained_again_and_not_tested(tmp_path, monkeypatch):
     tuned = {"config": CONFIG, "fields": {"model.weights": "<folder of dense>"}}
     fields = {"variants": {"dense": {"config": CONFIG}, "tuned": tuned}, "final": {"T": "tuned"}}
-    study = Study.read(written(tmp_path, **fields, final_seeds=[0], final_evaluations=[0, 1]))
+    fields |= {"final_seeds": [0], "final_evaluations": [0, 1]}
+    study = Study.read(written(tmp_path, **fields))
     for trial in study.trials():
         judged(trial, "validate", RIGHT)
     write_rows(study)
     (tmp_path / "runs").rename(tmp_path / "gone")
     stand = Stand(monkeypatch)
+    changed = {"dense": {"config": CONFIG, "fields": {"model.lr": 1.0}}, "tuned": tuned}
+    other = Study.read(written(tmp_path, **fields | {"variants": changed}))
+    with pytest.raises(InputError, match="dense, seed 0 was trained otherwise"):
+        Runner(other, "", 1).test(other.tested())
     assert Runner(study, "", 1).test(study.tested()) == []
     assert [what for what, name in stand.asked if name == "dense"] == ["train", "validate"]
     assert [what for what, name in stand.asked if name == "tuned"] == ["train", "validate", "test"]

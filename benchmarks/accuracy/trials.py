@@ -61,12 +61,12 @@ class Runner:
         left = [trial for trial in trials if pd.isna(self._row(trial).get("test images"))]
         if waiting := [trial for trial in left if not self._finished(trial)]:
             raise InputError(f"{waiting[0]} is not trained and judged yet; run fit first")
-        self._check(left)
+        self._check([one for trial in left for one in (*self._untrained_starts(trial), trial)])
         return self._each_in_order(lambda trial: self._fit(trial) or self._judge(trial, "test"), left)
 
     def _check(self, trials: list[Trial]) -> None:
-
-        for trial in trials:  # before the first is begun
+        """Before the first is begun: refuse trials that were trained otherwise."""
+        for trial in trials:
             recipe = trial.recipe(REPOSITORY)
             for known in (self._row(trial), trial.read("started")):
                 trial.check_recipe(recipe, known)
