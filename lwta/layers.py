@@ -14,6 +14,9 @@ from lwta.functional import Winners
 from lwta.gradient import one_hot
 from lwta.noise import draw_seed
 
+#: Noise scale and temperature of the recipe, relative to normalised logits; measured in ``docs/recipe.md``.
+NOISE, TAU = 0.05, 0.5
+
 
 class Competition(nn.Module):
     """The competition behind :class:`LWTA`; returns :class:`~lwta.functional.Winners`.
@@ -24,7 +27,8 @@ class Competition(nn.Module):
     Attributes:
         noise, tau: plain floats, free to be scheduled during training.
         normalize: divide the logits by the root mean square of the layer's inputs, that of the batch in
-            training and its running mean in evaluation, so that ``noise`` and ``tau`` are relative to them.
+            training and its running mean in evaluation (the buffers ``spread`` and ``batches``), so that
+            ``noise`` and ``tau`` are relative to them.
         seed: None, or the seed (int64 tensor) of the evaluation sample; see :func:`sampled`.
     """
 
@@ -37,9 +41,9 @@ class Competition(nn.Module):
         competitors: int,
         dim: int,
         beta: float = 1.0,
-        noise: float = 1.0,
-        tau: float = 1.0,
-        normalize: bool = False,
+        noise: float = NOISE,
+        tau: float = TAU,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         self.competitors, self.dim = competitors, dim
@@ -118,6 +122,8 @@ class LWTA(nn.Module):
         beta, noise, tau: logit scale, noise scale s and temperature, :func:`lwta.functional.lwta`.
         normalize: of the logits, :class:`Competition`.
 
+    Defaults are the recipe's of ``docs/recipe.md``; as published, ``noise=1.0, normalize=False``.
+
     Source: arXiv 2310.04929.
 
     >>> layer = LWTA(competitors=2, dim=-1).eval()
@@ -130,9 +136,9 @@ class LWTA(nn.Module):
         competitors: int,
         dim: int,
         beta: float = 1.0,
-        noise: float = 1.0,
-        tau: float = 1.0,
-        normalize: bool = False,
+        noise: float = NOISE,
+        tau: float = TAU,
+        normalize: bool = True,
     ) -> None:
         super().__init__()
         self.competition = Competition(competitors, dim, beta, noise, tau, normalize)

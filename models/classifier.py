@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lwta.errors import InputError
-from lwta.layers import competitions, watch
+from lwta.layers import NOISE, TAU, competitions, watch
 from models.backbone import create_backbone, read_checkpoint
 from models.checks import check_model
 from models.loss import training_loss
@@ -74,8 +74,8 @@ class Classifier(LightningModule):
         dim: int | None = None,
         beta: float = 1.0,
         normalize: bool = True,
-        noise: float | Schedule = 0.05,
-        tau: float | Schedule = 0.5,
+        noise: float | Schedule = NOISE,
+        tau: float | Schedule = TAU,
         kl_weight: float | Schedule = 0.0,
         balance_weight: float | Schedule | None = None,
         label_smoothing: float = 0.1,

@@ -92,7 +92,8 @@ def swap(
         placement: for :func:`default_sites`.
         dim: axis of the units, for sites where the trace cannot tell it.
         image_size: (H, W) of the traced pass; None is what a timm model was built for, of others (224, 224).
-        scales: further arguments of :class:`lwta.LWTA`.
+        scales: further arguments of :class:`lwta.LWTA`. Its defaults are the recipe's, but for balanced use,
+            a term of the loss: :func:`models.loss.training_loss`.
 
     Returns:
         What was swapped, what was left, and what the globs match.

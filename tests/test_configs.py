@@ -15,6 +15,7 @@ from commands.options import LabelOptions
 from lwta import LWTA, TopK
 from lwta.dissect.activations import Readout
 from lwta.dissect.labelers.clip import find_similarity
+from lwta.layers import competitions
 from models.backbone import create_backbone
 from models.classifier import Classifier
 
@@ -29,6 +30,10 @@ def test_what_a_config_leaves_out_is_the_recipe(name):
     silent = Classifier(num_classes=10, **{k: v for k, v in said.items() if k not in {*keys, "placement"}})
     assert {k: silent.hparams[k] for k in keys} == {k: said[k] for k in keys}
     assert silent.hparams["placement"] == said.get("placement", "last")
+    # A layer made by hand competes alike.
+    built = competitions(silent.backbone).values()
+    assert built
+    assert [repr(one) for one in built] == [repr(LWTA(24, one.dim).competition) for one in built]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

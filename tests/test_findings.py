@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks.accuracy.findings import difference, served
 from benchmarks.accuracy.interval import crossed_interval
+from benchmarks.accuracy.plots import curve_points
 from benchmarks.accuracy.rows import read_right, read_rows, write_rows
 from benchmarks.accuracy.study import Study
 from benchmarks.accuracy.tables import write_tables
@@ -74,6 +75,19 @@ def test_validation_images_decide_how_a_variant_is_judged(study):
     assert low < 0 < high
 
 
+def test_a_difference_is_paired_by_seed_and_by_image(tmp_path):
+    study = Study.read(written(tmp_path, **FIELDS))
+    bits = {("a", 0): "11100000", ("a", 1): "11111100", ("b", 0): "11000000", ("b", 1): "11110011"}
+    right = {key: np.array(list(text)) == "1" for key, text in bits.items()}
+    for (variant, seed), found in right.items():
+        for split in ("validate", "test"):
+            judged(study.trial(variant, seed), split, {"argmax": found.tolist()})
+    write_rows(study)
+    interval, seeds = difference(pd.DataFrame(read_rows(study)), read_right(study), "a", "b")
+    apart = [[0, 0, 100, 0, 0, 0, 0, 0], [0, 0, 0, 0, 100, 100, -100, -100]]
+    assert (interval, seeds) == (crossed_interval(np.array(apart, float)), 2)
+
+
 def test_an_evaluation_that_one_seed_lacks_does_not_serve(study):
     rows = pd.DataFrame(read_rows(study))
     own = rows[rows["variant"] == "a"].copy()
@@ -107,6 +121,16 @@ def test_the_table_shows_every_evaluation_and_the_difference(study, tmp_path):
     assert "2 seeds" in text
     assert (tmp_path / "results" / "small.md").read_text() == text
     assert (tmp_path / "results" / "small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_is_the_argmax_of_the_first_seed(study):
+    judged(study.trial("b", 1), "test", {"argmax": [False] * 8, "1_sample": [False] * 8})
+    write_rows(study)
+    rows = pd.DataFrame(read_rows(study))
+    assert curve_points(study, rows) == {"lwta": {2: 0.0, 4: 0.5}}
+    assert curve_points(study, rows[rows["seed"] == 1]) == {}
+    study.seeds = [1]
+    assert curve_points(study, rows[rows["variant"] == "b"]) == {"lwta": {4: 0.0}}
 
 
 def test_a_table_of_nothing_is_refused_and_leaves_nothing(tmp_path):

@@ -43,7 +43,7 @@ def test_training_draws_anew_at_each_call_and_follows_the_global_seed():
 
 
 def test_training_is_the_relaxed_competition_on_a_fresh_seed():
-    layer = LWTA(4, 1, beta=1.5, noise=0.7, tau=0.6)
+    layer = LWTA(4, 1, beta=1.5, noise=0.7, tau=0.6, normalize=False)
     x, upstream = randn(3, 8, 2), randn(3, 8, 2, seed=1)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     torch.manual_seed(7)
@@ -89,15 +89,15 @@ def test_noise_and_tau_can_be_scheduled():
     assert not torch.allclose(*gradients)
 
 
-def test_a_layer_adds_nothing_to_the_state_dict():
+def test_a_layer_adds_its_spread_to_the_state_dict_and_nothing_without():
     plain = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3))
-    ours = nn.Sequential(nn.Linear(6, 12), LWTA(4, -1), nn.Linear(12, 3))
+    assert list(LWTA(4, -1).state_dict()) == ["competition.spread", "competition.batches"]
+    ours = nn.Sequential(nn.Linear(6, 12), LWTA(4, -1, normalize=False), nn.Linear(12, 3))
     assert ours.state_dict().keys() == plain.state_dict().keys()
     ours.load_state_dict(plain.state_dict(), strict=True)
     with sampled(ours, 0):
         assert ours.state_dict().keys() == plain.state_dict().keys()
     assert not list(LWTA(4, -1).parameters())
-    assert not list(LWTA(4, -1).buffers())
 
 
 def test_a_copy_of_a_model_competes_on_its_own():
@@ -461,7 +461,8 @@ def test_normalised_logits_compete_relative_to_their_spread():
         winners.append(layer.competition(scale * x).winner)
     assert torch.equal(*winners)
     torch.manual_seed(3)
-    assert not torch.equal(LWTA(4, -1, noise=0.5).train().competition(x).winner, winners[0])
+    plain = LWTA(4, -1, noise=0.5, normalize=False).train()
+    assert not torch.equal(plain.competition(x).winner, winners[0])
 
 
 def test_normalised_logits_have_the_gradient_of_their_scale():

@@ -11,6 +11,8 @@ from benchmarks.accuracy import trials
 from benchmarks.accuracy.rows import read_right, read_rows, right_of, write_rows
 from benchmarks.accuracy.scores import judge_run
 from benchmarks.accuracy.study import REPOSITORY, Study
+from benchmarks.accuracy.tables import write_tables
+from benchmarks.accuracy.trial import Trial
 from benchmarks.accuracy.trials import Runner
 from lwta.errors import InputError
 from tests.studies import CONFIG, FIELDS, judged, scored, written
@@ -112,6 +114,63 @@ def test_a_network_that_is_gone_is_trained_again_for_the_test_images(tmp_path, m
     assert [name for name, row in rows.items() if row["test images"] == 8] == ["dense", "tuned"]
 
 
+def test_test_images_wait_where_a_network_trained_again_is_another(tmp_path, monkeypatch):
+    study = Study.read(
+        written(
+            tmp_path,
+            **FIELDS | {"final": {"A": "a"}, "seeds": [0], "final_seeds": [0], "against": [], "curves": {}},
+        )
+    )
+    judged(study.trial("a", 0), "validate", RIGHT | {"argmax": [True] * 7 + [False]})
+    write_rows(study)
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    stand = Stand(monkeypatch)
+    (said,) = Runner(study, "", 1).test(study.tested())
+    assert said.startswith(
+        "a, seed 0: another network than its row's (validation top1 argmax 1.0000, then 0.8750)"
+    )
+    assert ("test", "a") not in stand.asked
+    assert [row["validate top1 argmax"] for row in read_rows(study) if row["variant"] == "a"] == [1.0]
+    assert Runner(study, "", 1).test(study.tested()) == []
+    assert stand.asked[-1] == ("test", "a")
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_chain_of_starts_is_trained_link_by_link(jobs, tmp_path, monkeypatch):
+    variants = {"c": {"config": CONFIG, "fields": {"model.weights": "<folder of b>"}}}
+    variants |= {
+        "b": {"config": CONFIG, "fields": {"model.weights": "<folder of a>"}},
+        "a": {"config": CONFIG},
+    }
+    study = Study.read(written(tmp_path, variants=variants, evaluations=[0, 1]))
+    stand = Stand(monkeypatch)
+    assert Runner(study, "", jobs).fit(study.trials()[::-1]) == []
+    assert [name for what, name in stand.asked if what == "train"] == ["a", "b", "c"]
+
+
+def test_a_row_written_anew_leaves_nothing_of_the_network_before(study):
+    trial = study.trial("a", 0)
+    judged(trial, "validate", {"argmax": [True] * 8})
+    write_rows(study)
+    found = read_right(study)
+    found = found[(found["variant"] == "a") & (found["seed"] == 0)]
+    assert {(one.split, one.evaluation) for one in found.itertuples()} == {
+        ("validate", "argmax"), ("test", "argmax"), ("test", "1_sample")
+    }  # fmt: skip
+    assert all(right_of(found, "a", 0, "validate", "argmax"))
+
+
+def test_a_folder_of_another_recipe_makes_no_row(study, tmp_path):
+    before = read_rows(study)
+    variants = FIELDS["variants"] | {"a": {"config": CONFIG, "fields": {"model.lr": 1.0}}}
+    other = Study.read(written(tmp_path, **FIELDS | {"variants": variants}))
+    judged(study.trial("a", 0), "validate", {"argmax": [False] * 8, "1_sample": [False] * 8})
+    write_rows(other)
+    assert read_rows(other) == before
+    with pytest.raises(InputError, match="a, seed 0 was trained otherwise"):
+        write_tables(other)
+
+
 def test_the_start_of_a_trial_that_is_tested_is_trained_again_and_not_tested(tmp_path, monkeypatch):
     tuned = {"config": CONFIG, "fields": {"model.weights": "<folder of dense>"}}
     fields = {"variants": {"dense": {"config": CONFIG}, "tuned": tuned}, "final": {"T": "tuned"}}
@@ -147,7 +206,8 @@ def test_a_trial_that_another_process_is_at_is_left_to_it(tmp_path, monkeypatch)
     assert stand.asked == []
 
 
-def test_words_that_look_like_numbers_stay_words(study):
+def test_words_that_look_like_numbers_stay_words(study, monkeypatch):
+    monkeypatch.setattr(Trial, "recipe", lambda trial, repository: "0123456789e2")
     for trial in study.trials():
         trial.write("trained", {"command": "c", "recipe": "0123456789e2", "commit": "1234567", "minutes": 1})
     write_rows(study)

@@ -1,9 +1,15 @@
 """Studies: what they train, and in which order."""
 
-import pytest
+from inspect import signature
 
+import pytest
+from lightning import Trainer
+
+from benchmarks.accuracy.rows import read_rows
 from benchmarks.accuracy.study import REPOSITORY, Study
 from lwta.errors import InputError
+from models.classifier import Classifier
+from models.data import ImageData
 from tests.studies import VARIANTS, written
 
 STUDIES = sorted((REPOSITORY / "benchmarks" / "accuracy").glob("*.yaml"))
@@ -105,9 +111,22 @@ def test_a_config_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_shipped_studies_name_shipped_configs(path):
+def test_shipped_studies_set_fields_that_train_py_knows(path):
+    known = {"model": Classifier, "data": ImageData, "trainer": Trainer}
     for trial in Study.read(path).trials():
         assert (REPOSITORY / trial.config).is_file()
+        for part, name, *_ in (field.split(".") for field in trial.fields):
+            assert name in signature(known[part].__init__).parameters, trial
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_rows_are_of_the_recipes_of_today(path):
+    study = Study.read(path)
+    known = {(row["variant"], row["seed"]): row for row in read_rows(study)}
+    trials = [trial for trial in study.trials() if (trial.variant, trial.seed) in known]
+    assert trials
+    for trial in trials:
+        trial.check_recipe(trial.recipe(REPOSITORY), known[trial.variant, trial.seed])
 
 
 def test_a_variant_is_judged_by_its_own_evaluations_where_it_has_some(tmp_path):

@@ -73,9 +73,10 @@ def test_every_parameter_gets_a_gradient(name):
 def test_weights_stay_and_keep_their_names():
     before = timm.create_model("resnet18", num_classes=5)
     weights = {key: value.clone() for key, value in before.state_dict().items()}
-    swap(before, competitors=8)
+    report = swap(before, competitors=8)
     after = before.state_dict()
-    assert after.keys() == weights.keys()
+    added = {f"{site.name}.competition.{name}" for site in report.swapped for name in ("spread", "batches")}
+    assert after.keys() == weights.keys() | added
     assert all(torch.equal(after[key], weights[key]) for key in weights)
 
 

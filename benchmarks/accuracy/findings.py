@@ -18,7 +18,7 @@ class Difference(NamedTuple):
 
 
 def evaluations(rows: pd.DataFrame, split: str) -> list[str]:
-    """Those that every one of the rows was judged by, in the order they were."""
+    """Those that every one of the rows was judged by (:func:`~benchmarks.accuracy.rows.read_rows`)."""
     names = [column.removeprefix(f"{split} top1 ") for column in rows if column.startswith(f"{split} top1 ")]
     return [name for name in names if rows[f"{split} top1 {name}"].notna().all()]
 
@@ -31,6 +31,14 @@ def served(own: pd.DataFrame, split: str = "validate") -> str:
 
 def difference(rows: pd.DataFrame, right: pd.DataFrame, variant: str, other: str) -> Difference | None:
     """Points of a variant above another on the test images, each by its served evaluation, paired by seed.
+
+    Args:
+        rows: those that were tested, :func:`benchmarks.accuracy.rows.read_rows`.
+        right: their images, :func:`benchmarks.accuracy.rows.read_right`.
+        variant, other: which two.
+
+    Returns:
+        None where they have no seed in common.
 
     Raises:
         InputError: where the two were not tested on the same images.

@@ -20,8 +20,8 @@ class Interval(NamedTuple):
     high: float
 
 
-def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
-    """Mean of values (S, N), S seeds by N images, and its interval over both.
+def crossed_interval(values: np.ndarray) -> Interval:
+    """Mean of values (S, N), S seeds by N images, at least two, and its interval over both, in their unit.
 
     With one seed it covers the images alone. With three it holds the truth in 92 to 100 % of simulated
     worlds, the more the less the seeds add: few seeds cannot tell that they add nothing.
@@ -40,5 +40,5 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> Interval:
         terms = [(of_images, images - 1), (of_seeds, seeds - 1), (-rest, df_rest)]
     variance = sum(square for square, _ in terms) / values.size
     spread = sum((square / values.size) ** 2 / df for square, df in terms)
-    half = float(t.ppf((1 + level) / 2, variance**2 / spread) * np.sqrt(variance)) if spread else 0.0
+    half = float(t.ppf(0.975, variance**2 / spread) * np.sqrt(variance)) if spread else 0.0
     return Interval(float(mean), float(mean) - half, float(mean) + half)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 from benchmarks.accuracy.study import REPOSITORY, Study
 from benchmarks.accuracy.trial import Trial
@@ -30,15 +31,26 @@ def write_rows(study: Study) -> None:
     """Bring the table up to date with the folders of trials; rows whose folder is gone are kept.
 
     So are those that were tested, where their network was trained again since: it is not tested again.
+    Folders of another recipe are left out. One process writes at a time.
     """
+    lock = REPOSITORY / study.runs / f"{study.name}.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        _write_rows(study)
+
+
+def _write_rows(study: Study) -> None:
     trials = {(trial.variant, trial.seed): trial for trial in study.trials()}
     rows = {(row["variant"], row["seed"]): row for row in read_rows(study)}
     right = {tuple(row)[:4]: tuple(row) for row in read_right(study).itertuples(index=False)}
     for key, trial in trials.items():
         tested = not pd.isna(rows.get(key, {}).get("test images"))
-        if (trained := trial.read("trained")) is None or (tested and trial.read("test") is None):
+        if (trained := trial.read("trained")) is None or trained["recipe"] != trial.recipe(REPOSITORY):
+            continue
+        if tested and trial.read("test") is None:
             continue
         rows[key] = dict(zip(KEY, key, strict=True)) | trained
+        right = {name: bits for name, bits in right.items() if name[:2] != key}
         for split in SPLITS:
             if (scores := trial.read(split)) is not None:
                 rows[key] |= {f"{split} {name}": value for name, value in scores.items()}

@@ -50,5 +50,7 @@ def judge_run(folder: str, split: str, evaluations: list[int], root: str, batch_
         "winners that differ, mean layer": sum(differing) / len(differing) if differing else None,
     }
     right = {name: found.numpy()[seen] for name, found in judged.right.items()}
-    np.savez(written.with_suffix(".npz"), **right)
+    part = written.with_suffix(".part.npz")
+    np.savez(part, **right)
+    part.replace(written.with_suffix(".npz"))
     write_whole(written, scores)  # last: it says that the other is whole

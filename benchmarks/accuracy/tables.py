@@ -5,7 +5,7 @@ import pandas as pd
 from benchmarks.accuracy.findings import difference, served
 from benchmarks.accuracy.plots import plot_curves
 from benchmarks.accuracy.rows import read_right, read_rows, result_file, write_rows
-from benchmarks.accuracy.study import Study
+from benchmarks.accuracy.study import REPOSITORY, Study
 from lwta.errors import InputError
 
 
@@ -13,8 +13,10 @@ def write_tables(study: Study) -> str:
     """Write STUDY.md, and STUDY.png where curves were tested; returns the text.
 
     Raises:
-        InputError: where no trial is trained and judged yet.
+        InputError: where no trial is trained and judged yet, or a folder is of another recipe.
     """
+    for trial in study.trials():
+        trial.check_recipe(trial.recipe(REPOSITORY), trial.read("trained"))
     write_rows(study)
     rows = pd.DataFrame([row for row in read_rows(study) if not pd.isna(row.get("validate images"))])
     if rows.empty:
@@ -44,9 +46,9 @@ def _validation(rows: pd.DataFrame) -> str:
             {"variant": row["variant"], "seed": row["seed"]}
             | {name.removeprefix("validate top1 ").replace("_", " "): _percent(row[name]) for name in names}
             | {
-                "served by": served(own).replace("_", " "),
+                "judged by": served(own).replace("_", " "),
                 "calibration error by it": _percent(row[f"validate calibration {served(own)}"]),
-                "fire": _percent(row["validate active, competing sites"]),
+                "fire at a position, competing / all sites": _firing(row, "validate"),
                 "winners that differ, least layer": _percent(
                     row["validate winners that differ, least layer"], 1
                 ),
@@ -67,7 +69,6 @@ def _final(study: Study, tested: pd.DataFrame) -> str:
         mean, by = own.mean(numeric_only=True, skipna=False), served(own, "test")
         top1 = {n.removeprefix("test top1 ").replace("_", " "): _percent(mean[n]) for n in names}
         best = own[f"test top1 {by}"]
-        fires = [_percent(mean[f"test active, {sites} sites"]) for sites in ("competing", "all")]
         least = own["test winners that differ, least layer"].min()
         lines.append(
             {"": name, "seeds": len(own), **top1}
@@ -75,7 +76,7 @@ def _final(study: Study, tested: pd.DataFrame) -> str:
                 "judged by": by.replace("_", " "),
                 "by it, lowest to highest seed": f"{_percent(best.min())} to {_percent(best.max())}",
                 "calibration error by it": _percent(mean[f"test calibration {by}"]),
-                "fire at a position, competing / all sites": " / ".join(fires),
+                "fire at a position, competing / all sites": _firing(mean, "test"),
                 "participation ratio": f"{mean['test participation ratio']:.3f}",
                 "winners that differ, mean (least layer)": ""
                 if pd.isna(least)
@@ -101,6 +102,10 @@ def _differences(study: Study, tested: pd.DataFrame) -> str:
                 line[f"above {other}"] = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}], {over}"
         lines.append(line)
     return _markdown(lines)
+
+
+def _firing(row: pd.Series, split: str) -> str:
+    return " / ".join(_percent(row[f"{split} active, {sites} sites"]) for sites in ("competing", "all"))
 
 
 def _percent(value: float, digits: int = 2) -> str:

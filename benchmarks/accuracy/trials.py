@@ -4,7 +4,6 @@ import os
 import platform
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,6 @@ class Runner:
         if jobs < 1:
             raise InputError(f"jobs is at least 1, not {jobs}")
         self.study, self.root, self.jobs = study, root, jobs
-        self.writing = threading.Lock()
         self.rows = {(row["variant"], row["seed"]): row for row in read_rows(study)}
 
     def fit(self, trials: list[Trial]) -> list[str]:
@@ -46,6 +44,9 @@ class Runner:
 
         A trial that was cut off goes on from its last epoch. One whose start failed is not begun. One with a
         row whose network is gone is trained again where another starts from it.
+
+        Raises:
+            InputError: where one of them was trained otherwise.
         """
         self._check(trials)
         return self._each_in_order(self._fit, [trial for trial in trials if not self._finished(trial)])
@@ -53,16 +54,33 @@ class Runner:
     def test(self, trials: list[Trial]) -> list[str]:
         """Judge trials on the test images, once each; returns what failed.
 
-        A network that is gone is trained again for it, and its row says when.
+        A network that is gone is trained again for it, and its row says at which commit. Where it comes out
+        otherwise than in the row that choices were made on, its test images are not read.
 
         Raises:
-            InputError: where one of them has no row yet: the test images are read when choices are made.
+            InputError: where one of them has no row yet, or was trained otherwise.
         """
         left = [trial for trial in trials if pd.isna(self._row(trial).get("test images"))]
         if waiting := [trial for trial in left if not self._finished(trial)]:
             raise InputError(f"{waiting[0]} is not trained and judged yet; run fit first")
         self._check([one for trial in left for one in (*self._untrained_starts(trial), trial)])
-        return self._each_in_order(lambda trial: self._fit(trial) or self._judge(trial, "test"), left)
+        return self._each_in_order(self._fit_and_test, left)
+
+    def _fit_and_test(self, trial: Trial) -> str | None:
+        return self._fit(trial) or self._differs(trial) or self._judge(trial, "test")
+
+    def _differs(self, trial: Trial) -> str | None:
+        """How a network trained again differs from its row as it was on the validation images."""
+        row, now = self._row(trial), trial.read("validate") or {}
+        for name, value in now.items():
+            before = row.get(f"validate {name}")
+            if name.startswith("top1 ") and not pd.isna(before) and before != value:
+                scores = f"validation {name} {value:.4f}, then {before:.4f}"
+                return (
+                    f"{trial}: another network than its row's ({scores}), so its test images are not "
+                    "read. The row is as it is now; where your choices stand, run test again"
+                )
+        return None
 
     def _check(self, trials: list[Trial]) -> None:
         """Before the first is begun: refuse trials that were trained otherwise."""
@@ -74,9 +92,13 @@ class Runner:
     def _each_in_order(self, work: Callable[[Trial], str | None], trials: list[Trial]) -> list[str]:
         """Do the work, first for what others start from; that is trained where it is no trial of these."""
         starts = [start for trial in trials for start in self._untrained_starts(trial)]
-        first = list({(start.variant, start.seed): start for start in starts}.values())
-        failures = self._each(lambda start: work(start) if start in trials else self._fit(start), first)
-        return failures + self._each(work, [trial for trial in trials if trial not in first])
+        waiting = {(trial.variant, trial.seed): trial for trial in (*starts, *trials)}
+        failures = []
+        while waiting:
+            ready = [t for t in waiting.values() if not any((name, t.seed) in waiting for name in t.needs)]
+            failures += self._each(lambda one: work(one) if one in trials else self._fit(one), ready)
+            waiting = {key: trial for key, trial in waiting.items() if trial not in ready}
+        return failures
 
     def _untrained_starts(self, trial: Trial) -> list[Trial]:
         """Those without a network that a trial without one starts from, and what these start from in turn."""
@@ -137,8 +159,7 @@ class Runner:
             words = ["-m", "benchmarks.accuracy", "judge", str(trial.folder), split, str(evaluations)]
             if self._run([*words, self.root], log):
                 return f"{trial}: judging failed, see {log}"
-        with self.writing:
-            write_rows(self.study)
+        write_rows(self.study)
         return None
 
     def _run(self, words: list[str], log: Path) -> int:
