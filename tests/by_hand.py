@@ -43,7 +43,8 @@ def scale_up(model: nn.Module) -> nn.Module:
 
 
 def vit_network(competitors: int | None = 24, std: float = 0.3, **swapped: object) -> nn.Module:
-    """Two blocks of 96 units over 24 patches and a class token, in float64."""
+    """Two blocks of 96 units over 24 patches and a class token, in float64, with much noise."""
+    swapped = {"noise": 1.0, "normalize": False} | swapped
     model, _ = create_backbone(
         "vit_tiny_patch16_224", 4, backbone_args=VIT, competitors=competitors, **swapped
     )
@@ -53,7 +54,7 @@ def vit_network(competitors: int | None = 24, std: float = 0.3, **swapped: objec
 def resnet_network(competitors: int | None = 8, **swapped: object) -> nn.Module:
     """ResNet-10 in float64, competing everywhere."""
     args = {"zero_init_last": False}  # no branch starts at zero
-    swapped = {"placement": "all"} | swapped
+    swapped = {"placement": "all", "noise": 1.0, "normalize": False} | swapped
     model, _ = create_backbone("resnet10t", 4, competitors=competitors, backbone_args=args, **swapped)
     return scale_up(model)
 

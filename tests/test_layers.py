@@ -212,7 +212,7 @@ def test_watch_reports_input_values_and_winners_of_a_competing_layer():
 
 
 def test_watch_reports_the_sampled_winner_and_in_training_the_drawn_one():
-    model, x = network(), randn(7, 6)
+    model, x = network(noise=1.0), randn(7, 6)
     model.train()
     with watch(model, {"1": -1}) as calls:
         model(x)
