@@ -25,7 +25,7 @@ def fit(study: str, root: str, jobs: int = 1, only: str = "*") -> None:
 
 
 def read_test(study: str, root: str, jobs: int = 1, only: str = "*") -> None:
-    """Judge the rows of the final table, and of the curves, on the test images, once, when choices are made.
+    """Judge the rows of the final table, and of the curves, on the test images, once, after all choices.
 
     A network that is gone is trained again.
 
