@@ -56,7 +56,9 @@ class Trial:
         return f"python train.py {shlex.join(self.words)} --run runs/NAME --data.root DATA"
 
     def recipe(self, repository: Path) -> str:
-        """Hash of the config with the fields set: two trials of one recipe train the same network.
+        """Hash of the config with the fields set: two trials of one recipe and commit train one network.
+
+        What a config leaves to the defaults of the code is not in it, nor what it starts from but by name.
 
         Raises:
             InputError: where the config cannot be read.
