@@ -47,7 +47,8 @@ def _write_rows(study: Study) -> None:
         tested = not pd.isna(rows.get(key, {}).get("test images"))
         if (trained := trial.read("trained")) is None or trained["recipe"] != trial.recipe(REPOSITORY):
             continue
-        if tested and trial.read("test") is None:
+        # Not yet judged, or tested as it was before: its row stays.
+        if trial.read("validate") is None or (tested and trial.read("test") is None):
             continue
         rows[key] = dict(zip(KEY, key, strict=True)) | trained
         right = {name: bits for name, bits in right.items() if name[:2] != key}

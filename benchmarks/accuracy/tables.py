@@ -18,7 +18,7 @@ def write_tables(study: Study) -> str:
     for trial in study.trials():
         trial.check_recipe(trial.recipe(REPOSITORY), trial.read("trained"))
     write_rows(study)
-    rows = pd.DataFrame([row for row in read_rows(study) if not pd.isna(row.get("validate images"))])
+    rows = pd.DataFrame(read_rows(study))
     if rows.empty:
         raise InputError(f"the study {study.name} has no trained and judged trial yet; run fit first")
     parts = [
