@@ -43,7 +43,8 @@ def plot_curves(study: Study, tested: pd.DataFrame, path: Path) -> bool:
     axes.minorticks_off()
     axes.set_xlabel("competitors U, and the share of units that fire at a position")
     axes.set_ylabel(f"top-1 on the test images, argmax (%), seed {study.seeds[0]}")
-    axes.legend(frameon=False)
+    # Above the axes: inside, where level lines lie is no one place free.
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, columnspacing=1.2)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
     plt.close(figure)
