@@ -73,6 +73,9 @@ def test_validation_images_decide_how_a_variant_is_judged(study):
     (mean, low, high), seeds = difference(rows, read_right(study), "a", "b")
     assert (mean, seeds) == (pytest.approx(25.0), 2)  # 6 of 8 by a sample, less 4 of 8 by the argmax
     assert low < 0 < high
+    by_argmax = difference(rows, read_right(study), "a", "b", "argmax")
+    assert by_argmax is not None
+    assert by_argmax.interval.mean == pytest.approx(-50.0)  # none of 8 less 4 of 8
 
 
 def test_a_difference_is_paired_by_seed_and_by_image(tmp_path):
@@ -117,7 +120,9 @@ def test_the_table_shows_every_evaluation_and_the_difference(study, tmp_path):
     text = write_tables(study)
     (line,) = [line for line in text.splitlines() if line.startswith("| A | 2 |")]
     assert "| 0.00 | 75.00 | 1 sample |" in line
-    assert "+25.00 [" in text
+    served, by_argmax = text.split("each by the argmax")
+    assert "| A | +25.00 [" in served
+    assert "| A | -50.00 [" in by_argmax
     assert "2 seeds" in text
     assert (tmp_path / "results" / "small.md").read_text() == text
     assert (tmp_path / "results" / "small.png").read_bytes().startswith(b"\x89PNG")

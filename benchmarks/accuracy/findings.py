@@ -29,13 +29,16 @@ def served(own: pd.DataFrame, split: str = "validate") -> str:
     return max(judged, key=lambda name: own[f"validate top1 {name}"].mean())
 
 
-def difference(rows: pd.DataFrame, right: pd.DataFrame, variant: str, other: str) -> Difference | None:
-    """Points of a variant above another on the test images, each by its served evaluation, paired by seed.
+def difference(
+    rows: pd.DataFrame, right: pd.DataFrame, variant: str, other: str, by: str | None = None
+) -> Difference | None:
+    """Points of a variant above another on the test images, paired by seed.
 
     Args:
         rows: those that were tested, :func:`benchmarks.accuracy.rows.read_rows`.
         right: their images, :func:`benchmarks.accuracy.rows.read_right`.
         variant, other: which two.
+        by: name of the evaluation of both; None judges each by the one that served it.
 
     Returns:
         None where they have no seed in common.
@@ -50,7 +53,9 @@ def difference(rows: pd.DataFrame, right: pd.DataFrame, variant: str, other: str
     if len({*own["test images hash"], *theirs["test images hash"]}) > 1:
         raise InputError(f"{variant} and {other} were not tested on the same images; give them the same data")
     a, b = (
-        np.stack([right_of(right, name, seed, "test", served(found, "test")) for seed in seeds]).astype(float)
+        np.stack([right_of(right, name, seed, "test", by or served(found, "test")) for seed in seeds]).astype(
+            float
+        )
         for name, found in ((variant, own), (other, theirs))
     )
     return Difference(crossed_interval(100 * (a - b)), len(seeds))

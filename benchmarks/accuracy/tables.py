@@ -7,6 +7,7 @@ from benchmarks.accuracy.plots import plot_curves
 from benchmarks.accuracy.rows import read_right, read_rows, result_file, write_rows
 from benchmarks.accuracy.study import REPOSITORY, Study
 from lwta.errors import InputError
+from models.measure import evaluation_name
 
 
 def write_tables(study: Study) -> str:
@@ -28,7 +29,9 @@ def write_tables(study: Study) -> str:
     ]
     tested = rows[rows["test images"].notna()] if "test images" in rows else rows[:0]
     if not tested.empty and study.final:
-        parts += ["## Test images", _final(study, tested), _differences(study, tested)]
+        argmax = evaluation_name(0)
+        parts += ["## Test images", _final(study, tested)]
+        parts += [_differences(study, tested), _differences(study, tested, argmax)]
     if plot_curves(study, tested, result_file(study, ".png")):
         parts.append(f"![Top-1 against the number of competitors]({study.name}.png)")
     parts += ["## Validation images, for every choice", _validation(rows)]
@@ -87,14 +90,15 @@ def _final(study: Study, tested: pd.DataFrame) -> str:
     return _markdown(lines)
 
 
-def _differences(study: Study, tested: pd.DataFrame) -> str:
+def _differences(study: Study, tested: pd.DataFrame, by: str | None = None) -> str:
     """Points of each final row above each of ``against``, with 95 % intervals over seeds and images."""
     right = read_right(study)
+    title = f"points on the test images, each by {f'the {by}' if by else 'what it is judged by'}"
     lines = []
     for name, variant in study.final.items():
-        line = {"points on the test images": name}
+        line = {title: name}
         for other in study.against:
-            found = None if other == name else difference(tested, right, variant, study.final[other])
+            found = None if other == name else difference(tested, right, variant, study.final[other], by)
             line[f"above {other}"] = ""
             if found:
                 mean, low, high = found.interval
