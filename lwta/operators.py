@@ -56,6 +56,22 @@ def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64)
 
 
+@torch.library.custom_op("lwta::fire", mutates_args=())
+def fire(h: Tensor, beta: Tensor, noise: Tensor, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+    """Values and winners (int64) alone, both of size 1 along ``axis``."""
+    from lwta.cpu import competition
+
+    drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
+    found = competition.fire(_array(h, axis), float(beta), *drawn)
+    values, winner = (torch.from_numpy(array).view(_without(h, axis)) for array in found)
+    return values, winner
+
+
+@fire.register_fake
+def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
+    return h.new_empty(_without(h, axis)), h.new_empty(_without(h, axis), dtype=torch.int64)
+
+
 @torch.library.custom_op("lwta::gradient", mutates_args=())
 def gradient(
     upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, scale: Tensor, axis: int

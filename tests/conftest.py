@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test asks a hub
 
+import jaxtyping
 import numpy as np
 import open_clip
 import pytest
@@ -238,3 +239,13 @@ def runs(compared: Compared, tmp_path: Path) -> list[Path]:
     """Copies of the two runs that a test may change."""
     copies = [tmp_path / "runs" / run.name for run in compared[:2]]
     return [Path(shutil.copytree(run, copy)) for run, copy in zip(compared[:2], copies, strict=True)]
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """A clean compiler; the run-time shape checks are off, since it cannot trace through them."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda model, backend="aot_eager": torch.compile(model, fullgraph=True, backend=backend)
+    torch._dynamo.reset()

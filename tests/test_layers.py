@@ -2,7 +2,6 @@
 
 import copy
 
-import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -333,16 +332,6 @@ def test_top_k_keeps_the_largest_values_after_gelu_be_they_negative():
 
 
 # --- torch.compile -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def compiler(monkeypatch):
-    """A clean compiler; the run-time shape checks are off, since it cannot trace through them."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    yield lambda model, backend="aot_eager": torch.compile(model, fullgraph=True, backend=backend)
-    torch._dynamo.reset()
 
 
 def graphs():

@@ -23,6 +23,15 @@ def compete(
     return values, winner, relaxed
 
 
+def fire(h: np.ndarray, beta: float, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Each winner's value (P, S), and its place (P, S) int64, of contiguous units (P, U, S)."""
+    values = np.empty((h.shape[0], h.shape[2]), np.float32)
+    winner = np.empty(values.shape, np.int64)
+    arguments = (h, np.float32(beta), np.float32(noise), *key_of(seed), values, winner)
+    over_ranges(_fire, winner.size, *arguments, chunk=positions_at_a_time(h.shape[1]))
+    return values, winner
+
+
 def gradient(
     upstream: np.ndarray, h: np.ndarray, relaxed: np.ndarray, winner: np.ndarray, scale: float
 ) -> np.ndarray:
@@ -44,10 +53,7 @@ def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first,
     best, total, place = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.int32)
     for start in range(first, last, width):
         count = min(width, last - start)
-        lay_out(h, start, beta, z, count)
-        if noise > 0:
-            add_gumbel(z, start, noise, low, high, words, count)
-        find_winners(z, best, place, count)
+        _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
         if relaxed.size:
             soften(z, best, total, inverse, count)
             put_back(z, start, relaxed, count)
@@ -55,6 +61,30 @@ def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first,
             p, s = divmod(start + t, inner)
             winner[p, s] = place[t]
             values[p, place[t], s] = h[p, place[t], s]
+
+
+@compiled
+def _fire(h, beta, noise, low, high, values, winner, first, last):  # type: ignore[no-untyped-def]
+    units, inner = h.shape[1], h.shape[2]
+    width = tile_width(units)
+    z, words = np.empty((units, width), np.float32), np.empty((4, width), np.uint32)
+    best, place = np.empty(width, np.float32), np.empty(width, np.int32)
+    for start in range(first, last, width):
+        count = min(width, last - start)
+        _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
+        for t in range(count):
+            p, s = divmod(start + t, inner)
+            winner[p, s] = place[t]
+            values[p, s] = h[p, place[t], s]
+
+
+@compiled
+def _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count):  # type: ignore[no-untyped-def]
+    """z = beta h + s g of the positions from ``start`` on, its largest, and where that is."""
+    lay_out(h, start, beta, z, count)
+    if noise > 0:
+        add_gumbel(z, start, noise, low, high, words, count)
+    find_winners(z, best, place, count)
 
 
 @compiled
