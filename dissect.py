@@ -12,6 +12,7 @@ from commands.app import app
 from commands.compare import compare
 from commands.evaluate import evaluate
 from commands.explain import explain_images
+from commands.export import export
 from commands.find import find
 from commands.fire import fire
 from commands.label import label
@@ -70,6 +71,7 @@ COMMANDS = {
         ("images", "*", "image files, folders of them, or SPLIT:INDEX of the run's data"),
     ),
     "app": Command(app, ("network",), "images explained in the browser, units silenced by a click"),
+    "export": Command(export, ("network",), "a network for other programs, as ONNX or torch.export"),
     "compare": Command(
         compare,
         (),

@@ -17,6 +17,8 @@ class NetworkOptions:
         root: data folder of a run, where it has moved since training.
         out: folder for what is written; the run's, or dissections/NAME.
         device: cpu, cuda, cuda:1 ...; auto takes the GPU where there is one.
+        winners_only: compute what reads a competition from its winners alone, where that is measured to be
+            faster; says where.
     """
 
     run: str | None = None
@@ -27,6 +29,7 @@ class NetworkOptions:
     root: str | None = None
     out: str | None = None
     device: str = "auto"
+    winners_only: bool = False
 
 
 @dataclass(frozen=True)

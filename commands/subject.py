@@ -1,7 +1,7 @@
 """The network that a command is about: a trained run, or any model."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from commands.options import NetworkOptions
 from lwta.dissect.activations import Readout
 from lwta.dissect.store import digest
 from lwta.errors import InputError
+from lwta.inference import sparsify
 from lwta.layers import Firing, observe
 from models.data import Transform
 from models.images import UNDECODABLE, IndexedImages, read_image
@@ -35,7 +36,7 @@ class Subject(NamedTuple):
         identity: what decides its activations.
         transform: PIL image to what the model takes.
         image_size: (H, W).
-        denormalise: a transformed image (3, H, W) back to values in [0, 1].
+        mean, std: per-channel normalisation of values in [0, 1] by the transform.
         class_names: of the classes it tells apart; None where nobody knows.
         run: where it comes from a run.
     """
@@ -46,7 +47,8 @@ class Subject(NamedTuple):
     identity: dict[str, Any]
     transform: Transform
     image_size: tuple[int, int]
-    denormalise: Callable[[Tensor], Tensor]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     class_names: list[str] | None
     run: Run | None
 
@@ -54,6 +56,11 @@ class Subject(NamedTuple):
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    def denormalise(self, image: Tensor) -> Tensor:
+        """A transformed image (3, H, W) back to values in [0, 1]."""
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return (image * std + mean).clamp(0, 1)
 
     def layers(self, globs: str | list[str] | None) -> dict[str, int]:
         """Layers that match any glob, with the axis of their units.
@@ -162,8 +169,17 @@ def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
     """Open the run or the model that was asked for, on ``device`` or on the one asked for.
 
     Raises:
-        InputError: neither or both were named, or it cannot be opened.
+        InputError: neither or both were named, it cannot be opened, or it has no winners to compute from.
     """
+    subject = _opened(options, device)
+    if options.winners_only:
+        # Norms stay: what layers return, and are labelled by, is not to change.
+        example = torch.zeros(1, 3, *subject.image_size, device=subject.device)
+        print(sparsify(subject.model, example, fold=False), file=sys.stderr)
+    return subject
+
+
+def _opened(options: NetworkOptions, device: str | None) -> Subject:
     if (options.run is None) == (options.model is None):
         raise InputError(
             "name the network: --run FOLDER of a trained run, or --model timm:NAME, torchvision:NAME or "
@@ -182,7 +198,8 @@ def open_subject(options: NetworkOptions, device: str | None = None) -> Subject:
             identity={"weights": run.weights},
             transform=run.data.eval_transform(),
             image_size=(run.data.config["image_size"],) * 2,
-            denormalise=run.data.denormalise,
+            mean=tuple(run.data.config["mean"]),
+            std=tuple(run.data.config["std"]),
             class_names=class_names(run),
             run=run,
         )
@@ -200,7 +217,6 @@ def _subject(net: Network, folder: Path, identity: dict[str, Any], *modules: str
         "modules": digest({"repr": repr(net.model)}),
         "code": code_hash(net.model, *modules),
     }
-    mean, std = (torch.tensor(values)[:, None, None] for values in (net.mean, net.std))
     return Subject(
         folder=folder,
         name=net.name,
@@ -208,7 +224,8 @@ def _subject(net: Network, folder: Path, identity: dict[str, Any], *modules: str
         identity=identity | what,
         transform=net.transform,
         image_size=net.image_size,
-        denormalise=lambda image: (image * std + mean).clamp(0, 1),
+        mean=net.mean,
+        std=net.std,
         class_names=net.class_names,
         run=None,
     )

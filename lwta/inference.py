@@ -43,20 +43,20 @@ class Sparsified(NamedTuple):
         return "\n".join(lines)
 
 
-def sparsify(model: nn.Module, *example: Any) -> Sparsified:
+def sparsify(model: nn.Module, *example: Any, fold: bool = True) -> Sparsified:
     """Replace competitions and the layers that read them by what sums the winners' rows, in place.
 
-    Replaced are pairs of a competition and the linear layer or 1 x 1 convolution that alone reads it; batch
-    norms are first folded into the convolutions before them. A pair computes the dense product or the sum
-    of winners' rows, whichever was measured to be faster when its shape was first met; that pass is slow. So
-    it is under ``torch.no_grad()`` only: where a gradient is asked for, a hook looks on or the network
-    trains, it computes as before. Results are those of before up to the order of sums; where two units are so
-    near that rounding decides, the other may win.
+    Replaced are pairs of a competition and the linear layer or 1 x 1 convolution that alone reads it. A
+    pair computes the dense product or the sum of winners' rows, whichever was measured to be faster when its
+    shape was first met; that pass is slow. So it is under ``torch.no_grad()`` only: where a gradient is asked
+    for, a hook looks on or the network trains, it computes as before. Results are those of before up to the
+    order of sums; where two units are so near that rounding decides, the other may win.
 
     Args:
-        model: in evaluation mode. Names of modules and parameters stay, but for those of folded batch norms,
-            without which it cannot be trained on.
+        model: in evaluation mode. Names of modules and parameters stay, but for those of folded batch norms.
         example: what the network takes. It passes once to find the pairs, and once to measure its shapes.
+        fold: first fold batch norms into the convolutions before them; the network can then not be trained
+            further, and what those convolutions return is normalised.
 
     Raises:
         InputError: where the network is in training mode, was made sparse before, or nothing competes in it.
@@ -75,7 +75,7 @@ def sparsify(model: nn.Module, *example: Any) -> Sparsified:
     if not layers:
         raise InputError("nothing competes in this network; swap its activations first")
     pairs, normed = find_pairs(model, example)
-    folded = [pair for pair in normed if _fold(model, pair)]
+    folded = [pair for pair in normed if fold and _fold(model, pair)]
     timings: dict[Shape, Timing] = {}
     for pair in pairs:
         _replace(model, pair, timings)

@@ -60,6 +60,8 @@ class Competition(nn.Module):
         return self.beta / float(self.spread) if self.normalize else self.beta
 
     def _batch_scale(self, x: Tensor) -> float | Tensor:
+        if torch.compiler.is_exporting() and self.normalize:
+            return self.beta / self.spread  # a number would be read from a tensor that has no values yet
         if not (self.normalize and self.training):
             return self.logit_scale
         spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)

@@ -13,8 +13,9 @@ from lwta.noise import in_three
 
 
 def compiled_for(blocks: Tensor) -> bool:
-    """Whether these operators serve for such units."""
-    return blocks.device.type == "cpu" and blocks.dtype == torch.float32
+    """Whether these operators serve for such units; an exported network goes where there are none."""
+    exporting = torch.compiler.is_exporting()
+    return not exporting and blocks.device.type == "cpu" and blocks.dtype == torch.float32
 
 
 def as_tensor(scale: float | Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from lwta.errors import InputError
+from lwta.inference import sparsify
 from lwta.layers import NOISE, TAU, competitions, watch
 from models.backbone import create_backbone, read_checkpoint
 from models.checks import check_model
@@ -57,6 +58,8 @@ class Classifier(LightningModule):
         evaluation: 0 validates with the argmax, n with the mean probability of n seeded samples.
         test_evaluations: the same, each reported by ``test``.
         seed: of the network's noise in training and of the samples in evaluation.
+        winners_only: test with what reads a competition computed from its winners alone, where that is
+            measured to be faster (:func:`lwta.inference.sparsify`).
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Classifier(LightningModule):
         evaluation: int = 0,
         test_evaluations: tuple[int, ...] = (0, 1, 10),
         seed: int = 0,
+        winners_only: bool = False,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
@@ -197,6 +201,8 @@ class Classifier(LightningModule):
         self.log("val/loss", loss, batch_size=len(batch[1]), sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        if self.hparams["winners_only"] and batch_idx == 0:
+            rank_zero_info(str(sparsify(self.backbone, batch[0], fold=False)))  # norms stay, to train on
         for samples in self.hparams["test_evaluations"]:
             self._evaluate(batch, batch_idx, samples)
 

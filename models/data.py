@@ -171,11 +171,6 @@ class ImageData(LightningDataModule):
         )
         return cast(Transform, transform)
 
-    def denormalise(self, image: Tensor) -> Tensor:
-        """A transformed image (3, S, S) back to values in [0, 1]."""
-        mean, std = (torch.tensor(self.config[key])[:, None, None] for key in ("mean", "std"))
-        return (image * std + mean).clamp(0, 1)
-
     def train_transform(self) -> Transform:
         """Image to normalised tensor (3, S, S), augmented."""
         c = self.config
