@@ -8,7 +8,7 @@ RUN ?= runs/quickstart
 export MALLOC_MMAP_THRESHOLD_ = 8589934592
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
-.PHONY: quickstart test lint
+.PHONY: quickstart test bench lint
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml
@@ -29,6 +29,11 @@ quickstart: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# Times into benchmarks/results/speed.md, half an hour with nothing else running; PUBLISHED=CLONE, of
+# github.com/konpanousis/DISCOVER, compares with the published layer.
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.speed run $(if $(PUBLISHED),--published $(PUBLISHED))
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -42,6 +42,5 @@ def export(network: NetworkOptions, kind: Literal["onnx", "pt2"] = "onnx") -> No
     apart = export_network(subject.model, images, path, notes)
     if competing:
         print(f"{len(competing)} competing layers, each block's winner the argmax")
-    print(
-        f"on {len(images)} images of noise its logits are within {apart:.1e} of the network's; wrote {path}"
-    )
+    near = f"its logits are within {apart:.1e} of the network's"
+    print(f"on {len(images)} images of noise {near}; wrote {path}")

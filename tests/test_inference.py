@@ -1,12 +1,16 @@
 """Winners only against loops and the dense path, and where it must not be taken."""
 
 import copy
+import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+import dissect
+import train
 from lwta import LWTA
 from lwta.dissect.intervene import silenced
 from lwta.errors import InputError
@@ -16,6 +20,7 @@ from lwta.noise import gumbel_like
 from lwta.winners import Timing, WinnersOnly, fired_units
 from models.backbone import create_backbone
 from tests import reference
+from tests.conftest import refused
 
 #: name -> (sizes with None for the units, axis of the units, channels last in memory)
 LAYOUTS = {
@@ -390,3 +395,66 @@ def test_what_cannot_be_made_sparse_is_refused_and_left_as_it_is():
         sparsify(model, randn(9, 7))
     assert [type(module) for module in model.modules()] == names
     assert not any(module._forward_hooks for module in model.modules())
+
+
+# --- train.py test and dissect.py -------------------------------------------------------------------
+
+
+def metrics(folder):
+    rows = pd.read_csv(
+        max(folder.glob("metrics/version_*/metrics.csv"), key=lambda path: path.stat().st_mtime)
+    )
+    return rows.filter(like="test/").dropna().iloc[-1]
+
+
+def test_a_run_is_tested_by_its_winners(tiny, monkeypatch):
+    tiny.fit(trainer__max_epochs=1)
+    again = ["test", f"--config={tiny.folder}/config.yaml", f"--run={tiny.folder}"]
+    train.main(again)
+    dense = metrics(tiny.folder)
+    met = []
+
+    def winners_are_faster(dense, winners, device):
+        met.append((dense().shape, winners().shape))
+        return Timing(1.0, 0.0)
+
+    monkeypatch.setattr("lwta.winners._measure", winners_are_faster)
+    summed, kept = [], WinnersOnly.sum
+    monkeypatch.setattr(WinnersOnly, "sum", lambda *a: summed.append(1) or kept(*a))
+    train.main([*again, "--model.winners_only=true"])
+    assert met[0] == ((12, 17, 24), (12, 17, 24))
+    # Two batches of 12, eleven samples and the two passes of measuring, two layers; argmax is watched.
+    assert len(summed) >= 2 * 2 * 11
+    pd.testing.assert_series_equal(metrics(tiny.folder), dense, rtol=1e-4)
+
+
+def test_an_image_is_explained_by_its_winners(compared, tmp_path, capsys):
+    args = ["explain", "test:0", f"--run={compared.sparse}", "--json"]
+    found = []
+    for winners in ("false", "true"):
+        dissect.main([*args, f"--winners_only={winners}"])
+        said = capsys.readouterr()
+        found.append(json.loads(said.out))
+        assert said.err.count("Winners only at 2 of 2 competitions") == (winners == "true")
+    assert_close(*found)
+
+
+def assert_close(one, other):
+    """The same JSON but for rounding."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_close(left, right)
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
+    else:
+        assert one == other
+
+
+def test_a_network_without_competition_has_no_winners(compared):
+    said = refused(dissect.main, ["explain", "test:0", f"--run={compared.dense}", "--winners_only=true"])
+    assert said == "error: nothing competes in this network; swap its activations first"

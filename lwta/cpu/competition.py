@@ -28,9 +28,8 @@ def fire(h: np.ndarray, beta: float, noise: float = 0.0, seed: int = 0) -> tuple
     values = np.empty((h.shape[0], h.shape[2]), np.float32)
     winner = np.empty(values.shape, np.int64)
     arguments = (h, np.float32(beta), np.float32(noise), *key_of(seed), values, winner)
-    chunk = positions_at_a_time(h.shape[1]) * (
-        1 if noise > 0 else 4
-    )  # less work than it takes to begin a thread
+    # Without noise a thread takes longer to begin than the work of a usual chunk.
+    chunk = positions_at_a_time(h.shape[1]) * (1 if noise > 0 else 4)
     over_ranges(_fire, winner.size, *arguments, chunk=chunk)
     return values, winner
 
