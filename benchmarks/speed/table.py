@@ -12,7 +12,7 @@ def write_table() -> str:
     parts = [
         "# Speed",
         "Made by `python -m benchmarks.speed table` from `speed/cpu.json` and `speed/cuda.json`, which hold "
-        "each row's command, commit, machine, quartiles and, of winners only, what was chosen for which shape. "
+        "each row's command, commit, machine, quartiles, and what winners only chose for which shape. "
         "Times are medians in milliseconds; what is compared took turns in one process.",
     ]
     for device, title in (("cpu", "CPU, float32"), ("cuda", "CUDA GPU, bfloat16")):
