@@ -205,3 +205,31 @@ def test_other_types_take_the_path_of_torch():
     assert compiled_for(torch.zeros(1))
     assert not compiled_for(torch.zeros(1, dtype=torch.float64))
     assert not compiled_for(torch.zeros(1, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_element_of_an_output_is_written(shape, monkeypatch):
+    h, upstream = (np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in (0, 1))
+
+    def found():
+        values, winner, relaxed = competition.compete(h, 1.3, 0.4, 0.7, 5)
+        each, place = competition.fire(h, 1.3, 0.7, 5)
+        shares, q = usage.usage(h, 1, 1.5)
+        gradients = (
+            competition.gradient(upstream, h, relaxed, winner, 2.0),
+            usage.usage_gradient(shares, q, 1.5),
+        )
+        return [values, winner, relaxed, each, place, shares, q, *gradients]
+
+    expected, empty, empty_like = found(), np.empty, np.empty_like  # compiled before anything is poisoned
+
+    def poisoned(array):
+        array.fill(-(2**40) if array.dtype.kind == "i" else np.nan)
+        return array
+
+    monkeypatch.setattr(np, "empty", lambda *a, **k: poisoned(empty(*a, **k)))
+    monkeypatch.setattr(np, "empty_like", lambda *a, **k: poisoned(empty_like(*a, **k)))
+    for one, other in zip(found(), expected, strict=True):
+        assert np.array_equal(one, other)
+    assert np.array_equal(expected[3], np.take_along_axis(h, expected[4][:, None], 1)[:, 0])
+    assert np.array_equal(expected[4], expected[1])
