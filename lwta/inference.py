@@ -30,7 +30,7 @@ class Sparsified(NamedTuple):
     def __str__(self) -> str:
         lines = [f"Winners only at {len(self.pairs)} of {len(self.pairs + self.left)} competitions"]
         if self.left:
-            lines[0] += f"; no single layer reads {', '.join(self.left)}"
+            lines[0] += f"; no linear layer or 1 x 1 convolution alone reads {', '.join(self.left)}"
         if self.folded:
             lines.append(f"Batch norms folded into convolutions: {len(self.folded)}")
         for shape, timing in self.timings.items():
