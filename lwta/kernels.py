@@ -24,6 +24,7 @@ _LN2, _LOG2_E = tl.constexpr(0.6931471805599453), tl.constexpr(1.442695040888963
 @triton.jit
 def _number(x):  # type: ignore[no-untyped-def]
     """A scale: a number, or where one lies."""
+    x = tl.to_tensor(x)  # the interpreter's numbers are Python's
     if x.dtype.is_ptr():
         x = tl.load(x)
     return x.to(tl.float32)
