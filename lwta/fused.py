@@ -20,7 +20,6 @@ LIMIT = 64  # competitors; a block lies in the registers of one program
 DEVICES = ["cuda"]
 _DTYPES = torch.float32, torch.float16, torch.bfloat16
 _TRITON = find_spec("triton") is not None
-_TILE = 2048  # units of a program, 16 for each of its 128 threads
 _PROGRAMS = 1024  # that share out the sums over the batch
 
 
@@ -136,14 +135,13 @@ class _Shape:
         before, self.competitors, self.inner = in_three(h, axis)
         self.blocks, self.total = h.shape[axis - 1], before * self.inner
         self.device, self.winner = h.device, (*h.shape[:axis], 1, *h.shape[axis + 1 :])
-        self.width = 1 << (self.competitors - 1).bit_length()
-        # Where a position's units are not neighbours in memory, positions are: as many as there are threads.
-        self.warps = 4 if self.inner == 1 or self.width <= 32 else 8
-        self.tile = _TILE // self.width if self.inner == 1 else 128 if self.width <= 32 else 64
+        self.chunk, self.tile, self.warps = tiling(self.competitors, self.inner == 1, h.element_size())
 
     def constants(self, compiled: bool) -> dict[str, Any]:
-        sizes = {"U": self.competitors, "UP": self.width, "N": self.tile, "LAST": self.inner == 1}
-        return sizes | {"NVIDIA": compiled and not torch.version.hip, "num_warps": self.warps}
+        chunks = _power_of_two(-(-self.competitors // self.chunk))
+        sizes = {"U": self.competitors, "N": self.tile, "K": chunks, "C": self.chunk}
+        flags = {"LAST": self.inner == 1, "NVIDIA": compiled and not torch.version.hip}
+        return sizes | flags | {"num_warps": self.warps}
 
     def shares(self) -> tuple[int, int, int]:
         """Period, steps and parts: lane i of part j takes positions i + k period, for that part's steps k.
@@ -169,6 +167,25 @@ class _Shape:
             if self.total:
                 kl = divergence.sum() / self.total + math.log(self.competitors)
         return usage, kl
+
+
+def tiling(competitors: int, last: bool, size: int) -> tuple[int, int, int]:
+    """Competitors in a chunk of a tile, positions of a tile, and warps, for units of ``size`` bytes.
+
+    A thread has all of a position, half above 32 competitors, in chunks that it reads at once, so that they
+    meet in its registers: 16 units or more where competitors are neighbours in memory, else one position.
+    """
+    at_once, chunk = 16 // size, competitors & -competitors
+    if not last:
+        return (_power_of_two(competitors), 128, 4) if competitors <= 32 else (64, 64, 8)
+    if chunk < min(4, competitors):  # nothing to be read at once
+        return _power_of_two(competitors), 2048 // _power_of_two(competitors), 4
+    chunk = min(chunk, at_once if competitors <= 32 else 2 * at_once)
+    return chunk, 128 * max(1, 16 // competitors) // max(1, chunk // at_once), 4
+
+
+def _power_of_two(x: int) -> int:
+    return 1 << (x - 1).bit_length()
 
 
 def _room(h: Tensor, asked: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:

@@ -10,6 +10,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lwta import kernels
+from lwta.fused import tiling
 
 SCALES = {"beta": "*fp32", "noise": "fp32", "tau": "fp32", "usage": "*fp32", "kl": "fp32", "seed": "*i64"}
 NUMBERS = {"total": "i32", "period": "i32", "steps": "i32", "blocks": "i32", "S": "i32"}
@@ -30,12 +31,17 @@ def main() -> None:
     target = GPUTarget(kind, int(architecture) if architecture.isdigit() else architecture, int(warp))
     silent = {"usage": None, "kl": None, "sums_at": None, "divergence_at": None, "steps": 1}
     silent |= {"usage_upstream": None, "kl_upstream": None}
-    for competitors, dtype, last, rest in ((2, "fp16", True, {}), (24, "bf16", False, silent)):
-        width = triton.next_power_of_2(competitors)
-        sizes = {"U": competitors, "UP": width, "N": 2048 // width if last else 128, "LAST": last}
+    for competitors, dtype, last, rest in (
+        (2, "fp16", True, {}),
+        (24, "bf16", True, silent),
+        (5, "fp16", False, silent),
+    ):
+        chunk, positions, warps = tiling(competitors, last, 2)
+        sizes = {"U": competitors, "N": positions, "C": chunk, "LAST": last}
+        sizes["K"] = triton.next_power_of_2(-(-competitors // chunk))
         constants = sizes | rest | {"NVIDIA": kind == "cuda", "RELAXED": True}
         for kernel in (kernels.forward, kernels.backward):
-            compiled(kernel, constants, dtype, target, 4)
+            compiled(kernel, constants, dtype, target, warps)
 
 
 if __name__ == "__main__":
