@@ -52,7 +52,7 @@ def compete(
     """
     from lwta import kernels
 
-    units, shape = h.contiguous(), _Shape(h, axis)
+    shape, units = _Shape(h, axis), h.contiguous()
     values = torch.empty_like(units)
     winner = torch.empty(shape.winner, dtype=torch.int64, device=h.device)
     measuring = usage is not None or kl is not None
@@ -94,7 +94,7 @@ def gradient(
     """Gradient with respect to h of what :func:`compete` returns, given those of values, usage and KL."""
     from lwta import kernels
 
-    units, shape = h.contiguous(), _Shape(h, axis)
+    shape, units = _Shape(h, axis), h.contiguous()
     out = torch.empty_like(units)
     if shape.total:
         above = [None if g is None else g.contiguous() for g in (upstream, usage_upstream, kl_upstream)]
@@ -133,6 +133,8 @@ class _Shape:
 
     def __init__(self, h: Tensor, axis: int) -> None:
         before, self.competitors, self.inner = in_three(h, axis)
+        if self.inner > 2**30:  # positions of a row are counted in 32 bits
+            raise ValueError(f"after the units' axis there are {self.inner} positions, more than 2^30")
         self.blocks, self.total = h.shape[axis - 1], before * self.inner
         self.device, self.winner = h.device, (*h.shape[:axis], 1, *h.shape[axis + 1 :])
         self.chunk, self.tile, self.warps = tiling(self.competitors, self.inner == 1, h.element_size())

@@ -109,6 +109,16 @@ def test_positions_beyond_a_tile_agree_with_the_reference(shape, dim, competitor
     check(randn(*shape), competitors, dim)
 
 
+def test_a_single_position_agrees_with_the_reference():
+    check(randn(5), 5, 0)
+    check(randn(2, 8, 1), 8, 1)
+
+
+def test_more_positions_than_can_be_counted_are_refused():
+    with pytest.raises(ValueError, match="2147483648 positions"):
+        lwta(torch.zeros(1, 2, 1, device=DEVICE).expand(1, 2, 2**31), 2, dim=1)
+
+
 @pytest.mark.parametrize("memory", ["permuted", "strided", "expanded"])
 @pytest.mark.parametrize("dim", [1, -1])
 def test_memory_of_another_layout_agrees_with_the_reference(memory, dim):
