@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lwta import operators
+from lwta import fused, operators
 from lwta.gradient import MeanUsage, StraightThrough, keep_winners, one_hot, perturbed, working_dtype
 from lwta.operators import as_tensor, compiled_for
 
@@ -101,7 +101,8 @@ def lwta(
         beta: logit scale.
         noise: s, scale of the Gumbel noise; 0 is the deterministic competition.
         tau: temperature of the relaxed gradient; has no effect on the values.
-        seed: int64 tensor of shape () on the CPU; the noise is a function of it. Needed where noise > 0.
+        seed: int64 tensor of shape (), on the CPU or, where a GPU's kernels serve, on x's device; the noise
+            is a function of it. Needed where noise > 0.
         relaxed: True (training): the gradient of the relaxed sample, straight through;
             False (evaluation): the gradient of the hard mask alone, so that the function is
             exactly piecewise linear.
@@ -118,24 +119,33 @@ def lwta(
     >>> values, winner
     (tensor([[ 0., -1.,  0.,  5.]]), tensor([[1, 1]]))
     """
-    if not x.is_floating_point():
-        raise TypeError(f"competition needs a floating-point tensor, got {x.dtype}")
-    if noise < 0 or tau <= 0:
-        raise ValueError(f"noise must be at least 0 and tau above 0, got noise={noise}, tau={tau}")
-    dim = positive_axis(dim, x.ndim)
-    axis = dim + 1
-    h = to_blocks(x, competitors, dim)
-    if noise > 0 and seed is None:
-        raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
-    seed = seed if noise > 0 else None
-    if relaxed:
+    h, axis, seed = checked(x, competitors, dim, noise, tau, seed)
+    if fused.serves(x, competitors):
+        scales = (as_tensor(beta), as_tensor(noise), as_tensor(tau))
+        values, winner, _, _ = fused.compete(h, *scales, seed, None, None, relaxed, axis)
+    elif relaxed:
         values, winner = StraightThrough.apply(h, beta, noise, tau, seed, axis)
     elif compiled_for(h) and not (h.requires_grad and torch.is_grad_enabled()):
         values, winner = operators.winners(h, as_tensor(beta), as_tensor(noise), seed, axis)
     else:
         winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
         values = keep_winners(h, one_hot(winner, competitors, axis))
-    return Winners(values.flatten(dim, axis), winner.squeeze(axis))
+    return Winners(values.flatten(axis - 1, axis), winner.squeeze(axis))
+
+
+def checked(
+    x: Tensor, competitors: int, dim: int, noise: float, tau: float, seed: Tensor | None
+) -> tuple[Tensor, int, Tensor | None]:
+    """Blocks, the axis of their competitors, and the seed, None without noise; raises as :func:`lwta`."""
+    if not x.is_floating_point():
+        raise TypeError(f"competition needs a floating-point tensor, got {x.dtype}")
+    if noise < 0 or tau <= 0:
+        raise ValueError(f"noise must be at least 0 and tau above 0, got noise={noise}, tau={tau}")
+    dim = positive_axis(dim, x.ndim)
+    h = to_blocks(x, competitors, dim)
+    if noise > 0 and seed is None:
+        raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
+    return h, dim + 1, seed if noise > 0 else None
 
 
 def winner_probabilities(

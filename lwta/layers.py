@@ -1,17 +1,18 @@
 """Activation modules: local winner-takes-all, and top-k as its baseline."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lwta import functional
+from lwta import functional, fused
 from lwta.errors import InputError
 from lwta.functional import Winners
 from lwta.gradient import one_hot
+from lwta.measured import Measured, measured
 from lwta.noise import draw_seed
 
 #: Noise scale and temperature of the recipe, relative to normalised logits; measured in ``docs/recipe.md``.
@@ -59,33 +60,43 @@ class Competition(nn.Module):
         """What the inputs are multiplied with before they compete: beta, over their spread if normalised."""
         return self.beta / float(self.spread) if self.normalize else self.beta
 
+    def _running_scale(self) -> float | Tensor:
+        # On a GPU it stays there: reading it would wait for all that came before.
+        on_gpu = self.normalize and self.spread.device.type != "cpu"
+        return self.beta / self.spread if on_gpu else self.logit_scale
+
     def _batch_scale(self, x: Tensor) -> float | Tensor:
         if torch.compiler.is_exporting() and self.normalize:
             return self.beta / self.spread  # a number would be read from a tensor that has no values yet
         if not (self.normalize and self.training):
-            return self.logit_scale
+            return self._running_scale()
         spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
         self.batches += 1
         # A plain mean at first, so that a short training does not remember the initial value.
         self.spread += (spread - self.spread) * (1 / self.batches).clamp_min(0.01)
         return self.beta / spread
 
-    def forward(self, x: Tensor) -> Winners:
-        noise, seed = self.noise, self.seed
+    def forward(self, x: Tensor, asked: Collection[str] = ()) -> Winners | Measured:
+        """Let units compete.
+
+        Args:
+            asked: "usage" for :meth:`mean_usage`, "kl" for the KL to uniform of :meth:`probabilities`. They
+                come of the same pass where the fused kernels serve; elsewhere they are left to those methods.
+        """
+        noise, seed, on_gpu = self.noise, self.seed, fused.serves(x, self.competitors)
         if self.training:
-            seed = draw_seed() if noise > 0 else None
+            seed = draw_seed(x.device if on_gpu else "cpu") if noise > 0 else None
         elif seed is None:
             noise = 0.0
-        return functional.lwta(
-            x,
-            self.competitors,
-            dim=self.dim,
-            beta=self._batch_scale(x),
-            noise=noise,
-            tau=self.tau,
-            seed=seed,
-            relaxed=self.training,
-        )
+        options: dict[str, Any] = {
+            "dim": self.dim, "beta": self._batch_scale(x), "noise": noise, "tau": self.tau,
+            "seed": seed, "relaxed": self.training,
+        }  # fmt: skip
+        if not (asked and on_gpu):
+            return functional.lwta(x, self.competitors, **options)
+        usage = self._running_scale() / self.tau if "usage" in asked else None
+        kl = self._running_scale() / (self.noise or 1.0) if "kl" in asked else None
+        return measured(x, self.competitors, **options, usage=usage, kl=kl)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Winner probabilities of the input ``x``, (..., B, U, ...), for losses.
@@ -183,6 +194,8 @@ class Firing(NamedTuple):
         dim: axis of the units, counted from the front.
         inputs: what competed; None where nothing does (an in-place activation would have overwritten it).
         winner: place of each block's winner; None likewise.
+        usage, kl: of :class:`~lwta.measured.Measured`; None where they were not asked for, or the fused
+            kernels did not serve.
     """
 
     values: Tensor
@@ -190,6 +203,8 @@ class Firing(NamedTuple):
     dim: int
     inputs: Tensor | None = None
     winner: Tensor | None = None
+    usage: Tensor | None = None
+    kl: Tensor | None = None
 
 
 def competitions(model: nn.Module) -> dict[str, Competition]:
@@ -222,13 +237,17 @@ def sampled(model: nn.Module, seed: int) -> Iterator[None]:
 
 @contextmanager
 def observe(
-    model: nn.Module, sites: Mapping[str, int], seen: Callable[[str, Firing], None]
+    model: nn.Module,
+    sites: Mapping[str, int],
+    seen: Callable[[str, Firing], None],
+    asked: Collection[str] = (),
 ) -> Iterator[None]:
     """Call ``seen`` with the name and the :class:`Firing` of every call of the named modules, as it happens.
 
     Args:
         model: any module.
         sites: module name -> axis of the units. At an LWTA module the axis is its own.
+        asked: of each competition, :meth:`Competition.forward`.
 
     Nothing is kept between calls, and what a later in-place operation would overwrite can be read in time.
     A compiled model runs eagerly meanwhile: what is already compiled does not see new hooks.
@@ -242,6 +261,8 @@ def observe(
             module = model.get_submodule(name)
             hook = _winners_hook if isinstance(module, LWTA) else _values_hook
             target = module.competition if isinstance(module, LWTA) else module
+            if asked and target is not module:
+                handles.append(target.register_forward_pre_hook(_asking_hook(asked), with_kwargs=True))
             handles.append(target.register_forward_hook(hook(name, seen, dim)))
         with torch.compiler.set_stance("force_eager"):
             yield
@@ -251,22 +272,32 @@ def observe(
 
 
 @contextmanager
-def watch(model: nn.Module, sites: Mapping[str, int]) -> Iterator[dict[str, list[Firing]]]:
-    """Collect every call of the named modules while the context is open (:func:`observe`).
+def watch(
+    model: nn.Module, sites: Mapping[str, int], asked: Collection[str] = ()
+) -> Iterator[dict[str, list[Firing]]]:
+    """Collect every call of the named modules while the context is open; arguments of :func:`observe`.
 
     Yields:
         name -> its calls, in call order. Clear the lists to start anew.
     """
     calls: dict[str, list[Firing]] = {name: [] for name in sites}
-    with observe(model, sites, lambda name, firing: calls[name].append(firing)):
+    with observe(model, sites, lambda name, firing: calls[name].append(firing), asked):
         yield calls
 
 
+def _asking_hook(asked: Collection[str]):
+    def hook(module: Competition, inputs: tuple[Tensor, ...], options: dict[str, Any]):
+        return inputs, options | {"asked": asked}
+
+    return hook
+
+
 def _winners_hook(name: str, seen: Callable[[str, Firing], None], _: int):
-    def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> None:
+    def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners | Measured) -> None:
         x, dim = inputs[0], functional.positive_axis(module.dim, inputs[0].ndim)
         mask = one_hot(out.winner.unsqueeze(dim + 1), module.competitors, dim + 1)
-        seen(name, Firing(out.values, mask.flatten(dim, dim + 1), dim, x, out.winner))
+        losses = (out.usage, out.kl) if isinstance(out, Measured) else ()
+        seen(name, Firing(out.values, mask.flatten(dim, dim + 1), dim, x, out.winner, *losses))
 
     return hook
 

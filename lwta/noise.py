@@ -7,13 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def draw_seed() -> Tensor:
-    """A fresh int64 seed, shape (), from torch's default CPU generator.
+def draw_seed(device: torch.device | str = "cpu") -> Tensor:
+    """A fresh int64 seed, shape (), from torch's default generator of a device.
 
-    Seeds stay on the CPU: reading one there forces no device synchronisation. Under
-    ``torch.compile`` Inductor draws from a stream of its own, seeded by ``torch.manual_seed`` too.
+    It is drawn where it is read: reading one on the CPU waits for no device, and a GPU's kernels read theirs
+    there, so that a captured graph draws anew at each replay. Under ``torch.compile`` Inductor draws from a
+    stream of its own, seeded by ``torch.manual_seed`` too.
     """
-    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64)
+    return torch.randint(0, 2**63 - 1, (), dtype=torch.int64, device=device)
 
 
 @torch.library.custom_op("lwta::gumbel", mutates_args=())

@@ -20,6 +20,8 @@ def compiled_for(blocks: Tensor) -> bool:
 
 def as_tensor(scale: float | Tensor) -> Tensor:
     """A scale as the operators take it."""
+    if isinstance(scale, Tensor):
+        return scale
     # A product: torch.compile takes what torch.tensor is given for a constant, and compiles anew for each.
     return torch.ones((), dtype=torch.float64) * scale
 

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from lwta.functional import kl_to_uniform, usage_entropy
 from lwta.layers import Firing, competitions, watch
 
+#: Term of the loss -> what a competition is asked for.
+_STATISTIC = {"kl": "kl", "usage_entropy": "usage"}
+
 
 def training_loss(
     backbone: nn.Module,
@@ -33,7 +36,7 @@ def training_loss(
     wanted = [name for name, weight in weights.items() if weight]
     if not wanted:
         return F.cross_entropy(backbone(images), target, label_smoothing=smoothing), {}
-    with watch(backbone, dims) as calls:
+    with watch(backbone, dims, [_STATISTIC[name] for name in wanted]) as calls:
         loss = F.cross_entropy(backbone(images), target, label_smoothing=smoothing)
     terms = {name: _term(name, backbone, calls) for name in wanted}
     for name, term in terms.items():
@@ -46,8 +49,11 @@ def _term(name: str, backbone: nn.Module, calls: Mapping[str, list[Firing]]) -> 
     for layer, competition in competitions(backbone).items():
         for f in calls.get(layer, []):
             assert f.inputs is not None
-            if name == "kl":
+            if name == "kl" and f.kl is None:
                 found.append(kl_to_uniform(competition.probabilities(f.inputs), dim=f.dim + 1))
+            elif name == "kl":
+                found.append(f.kl)
             else:
-                found.append(usage_entropy(competition.mean_usage(f.inputs)))
+                usage = competition.mean_usage(f.inputs) if f.usage is None else f.usage
+                found.append(usage_entropy(usage))
     return torch.stack(found).mean()

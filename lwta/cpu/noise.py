@@ -10,7 +10,7 @@ import numpy as np
 from lwta.compiled import compiled, exact, log, over_ranges
 from lwta.cpu.tiles import positions_at_a_time, put_back, tile_width
 
-_ROUNDS = 10
+ROUNDS = 10
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint32(0x9E3779B9), np.uint32(0xBB67AE85)
 _WORD = np.uint64(32)
@@ -36,7 +36,7 @@ def _philox(first, group, low, high, words, count):  # type: ignore[no-untyped-d
         n = np.uint64(first + t)
         c0, c1, c2, c3 = np.uint32(n), np.uint32(n >> _WORD), np.uint32(group), np.uint32(0)
         k0, k1 = low, high
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             a, b = np.uint64(c0) * _M0, np.uint64(c2) * _M1
             c0 = np.uint32(np.uint32(b >> _WORD) ^ c1 ^ k0)
             c2 = np.uint32(np.uint32(a >> _WORD) ^ c3 ^ k1)

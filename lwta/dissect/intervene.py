@@ -12,6 +12,7 @@ from lwta.errors import InputError
 from lwta.functional import Winners
 from lwta.gradient import keep_winners, one_hot
 from lwta.layers import LWTA, Competition
+from lwta.measured import Measured
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def excluded(model: nn.Module, layer: str, units: Tensor) -> Iterator[None]:
     """
     competition = _competition(model, layer)
 
-    def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> Winners:
+    def hook(module: Competition, inputs: tuple[Tensor, ...], out: Winners) -> Winners | Measured:
         x = inputs[0]
         dim = functional.positive_axis(module.dim, x.ndim)
         return module.forward(x.masked_fill(_mask(layer, units, x, dim), torch.finfo(x.dtype).min))
