@@ -24,7 +24,9 @@ _PROGRAMS = 1024  # that share out the sums over the batch
 
 
 def serves(x: Tensor, competitors: int) -> bool:
-    """Whether the kernels take such units; elsewhere the paths of torch and of the CPU run."""
+    """Whether the kernels take such units; elsewhere, and in an exported network, other paths run."""
+    if torch.compiler.is_exporting():
+        return False
     return x.device.type in DEVICES and x.dtype in _DTYPES and 2 <= competitors <= LIMIT and _TRITON
 
 

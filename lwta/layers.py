@@ -60,16 +60,15 @@ class Competition(nn.Module):
         """What the inputs are multiplied with before they compete: beta, over their spread if normalised."""
         return self.beta / float(self.spread) if self.normalize else self.beta
 
-    def _running_scale(self) -> float | Tensor:
-        # On a GPU it stays there: reading it would wait for all that came before.
-        on_gpu = self.normalize and self.spread.device.type != "cpu"
-        return self.beta / self.spread if on_gpu else self.logit_scale
+    @property
+    def running_scale(self) -> float | Tensor:
+        """:attr:`logit_scale`, left a tensor where reading it waits for a GPU, or an export has no values."""
+        unread = torch.compiler.is_exporting() or (self.normalize and self.spread.device.type != "cpu")
+        return self.beta / self.spread if self.normalize and unread else self.logit_scale
 
     def _batch_scale(self, x: Tensor) -> float | Tensor:
-        if torch.compiler.is_exporting() and self.normalize:
-            return self.beta / self.spread  # a number would be read from a tensor that has no values yet
         if not (self.normalize and self.training):
-            return self._running_scale()
+            return self.running_scale
         spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
         self.batches += 1
         # A plain mean at first, so that a short training does not remember the initial value.
@@ -94,8 +93,8 @@ class Competition(nn.Module):
         }  # fmt: skip
         if not (asked and on_gpu):
             return functional.lwta(x, self.competitors, **options)
-        usage = self._running_scale() / self.tau if "usage" in asked else None
-        kl = self._running_scale() / (self.noise or 1.0) if "kl" in asked else None
+        usage = self.running_scale / self.tau if "usage" in asked else None
+        kl = self.running_scale / (self.noise or 1.0) if "kl" in asked else None
         return measured(x, self.competitors, **options, usage=usage, kl=kl)
 
     def probabilities(self, x: Tensor) -> Tensor:

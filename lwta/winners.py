@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
-from lwta import operators
+from lwta import fused, operators
 from lwta.functional import positive_axis, to_blocks
 from lwta.gradient import perturbed
 from lwta.layers import LWTA, Competition
@@ -76,11 +76,15 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
     if seed is None and last.is_contiguous():  # noise is numbered along the axes as they come
         x, dim = last, x.ndim - 1
     h, axis = to_blocks(x.detach(), competition.competitors, dim), dim + 1
+    beta = competition.running_scale
     if compiled_for(h):
-        scales = as_tensor(competition.logit_scale), as_tensor(noise)
-        values, winner = operators.fire(h, *scales, seed, axis)
+        values, winner = operators.fire(h, as_tensor(beta), as_tensor(noise), seed, axis)
     else:
-        winner = perturbed(h, competition.logit_scale, noise, seed, axis).argmax(axis, keepdim=True)
+        if fused.serves(h, competition.competitors):  # which makes noise of its own
+            scales = as_tensor(beta), as_tensor(noise), as_tensor(competition.tau)
+            _, winner, _, _ = fused.compete(h, *scales, seed, None, None, False, axis)
+        else:
+            winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
         values = h.gather(axis, winner)
     values, winner = (found.squeeze(axis).movedim(dim, -1).contiguous() for found in (values, winner))
     return FiredUnits(values, winner + torch.arange(0, x.shape[dim], h.shape[axis], device=x.device))

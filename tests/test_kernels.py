@@ -19,6 +19,7 @@ from lwta.layers import competitions
 from lwta.measured import measured
 from lwta.noise import draw_seed, gumbel_like
 from lwta.operators import as_tensor
+from lwta.winners import fired_units
 from models.loss import training_loss
 from tests import reference
 
@@ -537,6 +538,16 @@ def test_a_compiled_network_draws_anew_at_each_step(compiler):
     first, second = compiled(x), compiled(x)
     assert not torch.equal(first, second)
     assert all(part.isfinite().all() for part in step(model, x, compiled))
+
+
+def test_winners_only_finds_those_of_the_kernels():
+    layer = LWTA(8, -1, noise=2.0, normalize=False).eval()
+    layer.competition.seed = torch.tensor(3)
+    x = randn(50, 24, dtype=torch.bfloat16).to(DEVICE)
+    values, winner = layer.competition(x)
+    fired = fired_units(layer.competition, x)
+    assert torch.equal(fired.unit % 8, winner)
+    assert torch.equal(fired.values, values.gather(1, fired.unit))
 
 
 # --- compiled for GPUs -----------------------------------------------------------------------------
