@@ -1,18 +1,12 @@
-"""What compiled loops share: how they are compiled, arithmetic that becomes vector instructions, threads.
-
-The threads are Python's: the loops release the interpreter, and such a pool lives well beside torch's threads
-and forked loaders.
-"""
+"""What compiled loops share: how they are compiled, and arithmetic that becomes vector instructions."""
 
 import hashlib
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from llvmlite import ir
 from numba import config, njit, types
 from numba.extending import intrinsic
@@ -36,7 +30,9 @@ def _kept_in(package: Path) -> Path:
 _folder = str(_kept_in(Path(__file__).parent))
 
 
-def _njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+def kept(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba's ``njit`` for loops whose machine code is kept, and which release the interpreter."""
+
     def decorate(loop: Callable[..., Any]) -> Any:
         before, _settings.CACHE_DIR = _settings.CACHE_DIR, _folder
         try:
@@ -47,11 +43,11 @@ def _njit(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-compiled = _njit(fastmath={"contract"})
+compiled = kept(fastmath={"contract"})
 #: The same, and every operation is rounded by itself.
-exact = _njit()
+exact = kept()
 #: The same, and sums are taken in whatever order is fastest.
-summed = _njit(fastmath={"contract", "reassoc"})
+summed = kept(fastmath={"contract", "reassoc"})
 
 LN2 = np.float32(math.log(2))
 _ROOT = 0x3F3504F3  # the bits of sqrt(1/2)
@@ -60,20 +56,6 @@ _LOG2_E = np.float32(1 / math.log(2))
 # log 2 in two parts, the first of which times a small integer is exact.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(math.log(2) - 0.693359375)
 _E2, _E3, _E4, _E5, _E6, _E7 = (np.float32(1 / math.factorial(k)) for k in range(2, 8))
-
-
-def over_ranges(kernel: Callable[..., None], count: int, *arguments: Any, chunk: int) -> None:
-    """``kernel(*arguments, first, last)`` for every ``chunk`` of ``count``, in torch's threads."""
-    firsts = range(0, count, chunk)
-    threads = min(torch.get_num_threads(), len(firsts))
-    if threads <= 1:
-        for first in firsts:
-            kernel(*arguments, first, min(first + chunk, count))
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        tasks = [pool.submit(kernel, *arguments, first, min(first + chunk, count)) for first in firsts]
-    for task in tasks:
-        task.result()
 
 
 @intrinsic

@@ -61,13 +61,13 @@ def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
 
 @torch.library.custom_op("lwta::fire", mutates_args=())
 def fire(h: Tensor, beta: Tensor, noise: Tensor, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
-    """Values and winners (int64) alone, both of size 1 along ``axis``."""
+    """The winners' values and places among all units (int64), both of size 1 along ``axis``."""
     from lwta.cpu import competition
 
     drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
-    found = competition.fire(_array(h, axis), float(beta), *drawn)
-    values, winner = (torch.from_numpy(array).view(_without(h, axis)) for array in found)
-    return values, winner
+    found = competition.fire(_array(h, axis), h.shape[axis - 1], float(beta), *drawn)
+    values, unit = (torch.from_numpy(array).view(_without(h, axis)) for array in found)
+    return values, unit
 
 
 @fire.register_fake

@@ -78,7 +78,7 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
     h, axis = to_blocks(x.detach(), competition.competitors, dim), dim + 1
     beta = competition.running_scale
     if compiled_for(h):
-        values, winner = operators.fire(h, as_tensor(beta), as_tensor(noise), seed, axis)
+        values, unit = operators.fire(h, as_tensor(beta), as_tensor(noise), seed, axis)
     else:
         if fused.serves(h, competition.competitors):  # which makes noise of its own
             scales = as_tensor(beta), as_tensor(noise), as_tensor(competition.tau)
@@ -86,8 +86,10 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
         else:
             winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
         values = h.gather(axis, winner)
-    values, winner = (found.squeeze(axis).movedim(dim, -1).contiguous() for found in (values, winner))
-    return FiredUnits(values, winner + torch.arange(0, x.shape[dim], h.shape[axis], device=x.device))
+        first = torch.arange(0, x.shape[dim], competition.competitors, device=x.device)
+        unit = winner + first.view(-1, *[1] * (h.ndim - axis))
+    found = (each.squeeze(axis).movedim(dim, -1).contiguous() for each in (values, unit))
+    return FiredUnits(*found)
 
 
 class Deferred(LWTA):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from lwta import compiled, functional
+from lwta import compiled, functional, threads
 from lwta.compiled import exp, log
 from lwta.cpu import competition, noise, usage
 from lwta.noise import gumbel_like
@@ -213,13 +213,13 @@ def test_every_element_of_an_output_is_written(shape, monkeypatch):
 
     def found():
         values, winner, relaxed = competition.compete(h, 1.3, 0.4, 0.7, 5)
-        each, place = competition.fire(h, 1.3, 0.7, 5)
+        each, unit = competition.fire(h, 1, 1.3, 0.7, 5)
         shares, q = usage.usage(h, 1, 1.5)
         gradients = (
             competition.gradient(upstream, h, relaxed, winner, 2.0),
             usage.usage_gradient(shares, q, 1.5),
         )
-        return [values, winner, relaxed, each, place, shares, q, *gradients]
+        return [values, winner, relaxed, each, unit, shares, q, *gradients]
 
     expected, empty, empty_like = found(), np.empty, np.empty_like  # compiled before anything is poisoned
 
@@ -233,3 +233,46 @@ def test_every_element_of_an_output_is_written(shape, monkeypatch):
         assert np.array_equal(one, other)
     assert np.array_equal(expected[3], np.take_along_axis(h, expected[4][:, None], 1)[:, 0])
     assert np.array_equal(expected[4], expected[1])
+
+
+# --- threads ----------------------------------------------------------------------------------------
+
+WORK = """
+import os, sys, numpy as np, torch
+from lwta import threads
+from lwta.cpu import noise
+
+torch.set_num_threads(2)
+torch.randn(2_000_000).exp()  # torch's threads are there
+before = len(os.listdir("/proc/self/task"))
+expected = noise.gumbel((300_000, 4, 1), 3)
+print(len(os.listdir("/proc/self/task")) - before, threads.team_serves(), flush=True)
+print(sum(threads._for_team(noise._fill_gumbel).stats.cache_misses.values()), flush=True)
+child = os.fork()
+if not child:
+    same = np.array_equal(noise.gumbel((300_000, 4, 1), 3), expected)
+    os._exit(0 if same and not threads.team_serves() else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the threads are Python's")
+def test_loops_run_in_the_threads_of_torch_and_in_forked_processes_in_python_s():
+    def run():
+        return subprocess.run([sys.executable, "-c", WORK], check=True, capture_output=True, text=True).stdout
+
+    added, serves, _, status = run().split()
+    assert (added, serves, status) == ("0", "True", "0")
+    assert run().split()[2] == "0"  # its machine code was kept
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_without_openmp_the_loops_find_the_same(shape, monkeypatch):
+    h = np.random.default_rng(0).standard_normal(shape, np.float32)
+    monkeypatch.setattr(competition, "positions_at_a_time", lambda competitors: 7)
+    found = []
+    for team in (True, False):
+        monkeypatch.setattr(threads, "team_serves", lambda team=team: team)
+        found.append(competition.compete(h, 1.0, 0.3, 0.5, 9))
+    for one, other in zip(*found, strict=True):
+        assert np.array_equal(one, other)

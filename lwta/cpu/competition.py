@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from lwta.compiled import compiled, over_ranges, summed
+from lwta.compiled import compiled, summed
 from lwta.cpu.noise import add_gumbel, key_of
 from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, tile_width
+from lwta.threads import over_ranges
 
 
 def compete(
@@ -23,15 +24,19 @@ def compete(
     return values, winner, relaxed
 
 
-def fire(h: np.ndarray, beta: float, noise: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Each winner's value (P, S), and its place (P, S) int64, of contiguous units (P, U, S)."""
+def fire(
+    h: np.ndarray, blocks: int, beta: float, noise: float = 0.0, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each winner's value (P, S), and its place among D = B U units (P, S) int64.
+
+    Args:
+        h: contiguous units (P, U, S); of P rows that follow each other each B are the blocks of one sample.
+    """
     values = np.empty((h.shape[0], h.shape[2]), np.float32)
-    winner = np.empty(values.shape, np.int64)
-    arguments = (h, np.float32(beta), np.float32(noise), *key_of(seed), values, winner)
-    # Without noise a thread takes longer to begin than the work of a usual chunk.
-    chunk = positions_at_a_time(h.shape[1]) * (1 if noise > 0 else 4)
-    over_ranges(_fire, winner.size, *arguments, chunk=chunk)
-    return values, winner
+    unit = np.empty(values.shape, np.int64)
+    arguments = (h, blocks, np.float32(beta), np.float32(noise), *key_of(seed), values, unit)
+    over_ranges(_fire, unit.size, *arguments, chunk=positions_at_a_time(4 * h.shape[1]))
+    return values, unit
 
 
 def gradient(
@@ -66,7 +71,7 @@ def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first,
 
 
 @compiled
-def _fire(h, beta, noise, low, high, values, winner, first, last):  # type: ignore[no-untyped-def]
+def _fire(h, blocks, beta, noise, low, high, values, unit, first, last):  # type: ignore[no-untyped-def]
     units, inner = h.shape[1], h.shape[2]
     width = tile_width(units)
     z, words = np.empty((units, width), np.float32), np.empty((4, width), np.uint32)
@@ -76,7 +81,7 @@ def _fire(h, beta, noise, low, high, values, winner, first, last):  # type: igno
         _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
         for t in range(count):
             p, s = divmod(start + t, inner)
-            winner[p, s] = place[t]
+            unit[p, s] = p % blocks * units + place[t]
             values[p, s] = h[p, place[t], s]
 
 

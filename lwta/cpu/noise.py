@@ -7,8 +7,9 @@ neither on threads nor on tiles.
 
 import numpy as np
 
-from lwta.compiled import compiled, exact, log, over_ranges
+from lwta.compiled import compiled, exact, log
 from lwta.cpu.tiles import positions_at_a_time, put_back, tile_width
+from lwta.threads import over_ranges
 
 ROUNDS = 10
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from lwta.compiled import compiled, over_ranges, summed
+from lwta.compiled import compiled, summed
 from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, stretch, tile_width
+from lwta.threads import over_ranges
 
 
 def usage(h: np.ndarray, blocks: int, scale: float) -> tuple[np.ndarray, np.ndarray]:

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lwta.compiled import over_ranges
 from lwta.dissect.kernels import CHUNK, add_divergence
 from lwta.dissect.presence import Cosines, Presence, as_presence, rows_of
 from lwta.errors import InputError
+from lwta.threads import over_ranges
 
 _BLOCK = 512  # images
 

@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from lwta.compiled import over_ranges
 from lwta.dissect.entries import Entries, blocks, entries_of, grouped
 from lwta.dissect.kernels import CHUNK, GROUP, add_logs
 from lwta.dissect.presence import Presence, as_presence
 from lwta.dissect.record import Exemplars
+from lwta.threads import over_ranges
 
 _ENTRIES = 256  # entries scored at a time by plain torch
 _CONCEPTS = 2048  # whose prior is computed at a time

@@ -1,0 +1,88 @@
+"""Compiled loops in several threads.
+
+On Linux they are torch's own: numba's OpenMP layer finds the runtime that torch has loaded. Others would
+share the cores with torch's, which stay awake for milliseconds after an operation in case another follows.
+Where that layer is missing, and in a forked process, where it does not work, they are Python's.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Lock
+from types import FunctionType
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numba import prange
+
+from lwta.compiled import compiled, kept
+
+_team: dict[int, bool] = {}  # process -> whether OpenMP's threads serve it
+_asking = Lock()
+
+
+def over_ranges(kernel: Any, count: int, *arguments: Any, chunk: int) -> None:
+    """``kernel(*arguments, first, last)`` for every ``chunk`` of ``count``, in as many threads as torch has.
+
+    Args:
+        kernel: compiled by :mod:`lwta.compiled`.
+    """
+    firsts = range(0, count, chunk)
+    threads = min(torch.get_num_threads(), len(firsts))
+    if threads <= 1:
+        for first in firsts:
+            kernel(*arguments, first, min(first + chunk, count))
+    elif team_serves():
+        _run_team(kernel, threads, count, chunk, arguments)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            tasks = [pool.submit(kernel, *arguments, first, min(first + chunk, count)) for first in firsts]
+        for task in tasks:
+            task.result()
+
+
+def team_serves() -> bool:
+    """Whether OpenMP's threads serve this process."""
+    process = os.getpid()
+    with _asking:
+        if process not in _team:
+            forked = any(_team.values())
+            _team[process] = sys.platform == "linux" and not forked and _layer() == "omp"
+    return _team[process]
+
+
+def _layer() -> str:
+    """What numba runs parallel loops by; it chooses when the first one starts."""
+    _run_team(_nothing, 2, 2, 1, ())
+    return numba.threading_layer()
+
+
+def _run_team(kernel: Any, threads: int, count: int, chunk: int, arguments: tuple[Any, ...]) -> None:
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+    _for_team(kernel)(count, chunk, arguments)
+
+
+@cache
+def _for_team(kernel: Any) -> Callable[..., None]:
+    """A kernel over all its ranges, compiled."""
+    # A function of its own name for each: were the kernel an argument or in a closure, numba could not keep
+    # the machine code, and would make it anew in every process.
+    loop = FunctionType(_over_parts.__code__, globals() | {"KERNEL": kernel})
+    loop.__module__ = kernel.py_func.__module__
+    loop.__qualname__ = loop.__name__ = f"{kernel.py_func.__name__}_for_team"
+    return kept(parallel=True)(loop)
+
+
+def _over_parts(count, chunk, arguments):  # type: ignore[no-untyped-def]
+    for part in prange((count + chunk - 1) // chunk):
+        first = np.int64(part) * chunk
+        KERNEL(*arguments, first, min(first + chunk, count))  # type: ignore[name-defined] # noqa: F821
+
+
+@compiled
+def _nothing(first, last):  # type: ignore[no-untyped-def]
+    pass
