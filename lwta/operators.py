@@ -59,20 +59,17 @@ def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64)
 
 
-@torch.library.custom_op("lwta::fire", mutates_args=())
-def fire(h: Tensor, beta: Tensor, noise: Tensor, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
-    """The winners' values and places among all units (int64), both of size 1 along ``axis``."""
+def fire(h: Tensor, beta: float, noise: float, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+    """The winners' values and places among all units (int64), both of size 1 along ``axis``.
+
+    No operator: what it serves is never traced, and one costs as much as the winners of a few hundred tokens.
+    """
     from lwta.cpu import competition
 
-    drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
-    found = competition.fire(_array(h, axis), h.shape[axis - 1], float(beta), *drawn)
+    drawn = (0.0, 0) if seed is None else (noise, int(seed))
+    found = competition.fire(_array(h, axis), h.shape[axis - 1], beta, *drawn)
     values, unit = (torch.from_numpy(array).view(_without(h, axis)) for array in found)
     return values, unit
-
-
-@fire.register_fake
-def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
-    return h.new_empty(_without(h, axis)), h.new_empty(_without(h, axis), dtype=torch.int64)
 
 
 @torch.library.custom_op("lwta::gradient", mutates_args=())

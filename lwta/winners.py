@@ -78,7 +78,7 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
     h, axis = to_blocks(x.detach(), competition.competitors, dim), dim + 1
     beta = competition.running_scale
     if compiled_for(h):
-        values, unit = operators.fire(h, as_tensor(beta), as_tensor(noise), seed, axis)
+        values, unit = operators.fire(h, float(beta), noise, seed, axis)
     else:
         if fused.serves(h, competition.competitors):  # which makes noise of its own
             scales = as_tensor(beta), as_tensor(noise), as_tensor(competition.tau)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
 
 from benchmarks.speed.timing import summary, take_turns
 from lwta import LWTA
@@ -43,6 +44,8 @@ def network(backbone: str, competitors: int, batch: int, device: str, dtype: tor
     dense, _ = create_backbone(backbone, 1000, competitors=None)
     sparse, _ = create_backbone(backbone, 1000, competitors=competitors)
     dense, sparse = dense.to(device, dtype).eval(), sparse.to(device, dtype).eval()
+    if any(isinstance(module, nn.BatchNorm2d) for module in dense.modules()):
+        dense = fuse(dense)
     competing = copy.deepcopy(sparse)
     said = sparsify(sparse, images)
     calls = {"dense": dense, "LWTA, dense": competing, "winners only": sparse}
