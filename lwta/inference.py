@@ -9,7 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from lwta.errors import InputError
 from lwta.layers import competitions
 from lwta.pairs import Pair, find_pairs
-from lwta.winners import Deferred, Shape, Timing, WinnersOnly
+from lwta.winners import Deferring, Shape, Timing, WinnersOnly
 
 
 class Sparsified(NamedTuple):
@@ -65,7 +65,7 @@ def sparsify(model: nn.Module, *example: Any, fold: bool = True) -> Sparsified:
     >>> network = nn.Sequential(nn.Linear(8, 48), LWTA(24, dim=-1), nn.Linear(48, 3)).eval()
     >>> done = sparsify(network, torch.zeros(5, 8))
     >>> done.pairs
-    [Pair(source='1', reader='2', between=())]
+    [Pair(source='1', reader='2')]
     """
     if model.training:
         raise InputError("winners only is for evaluation; call model.eval() first")
@@ -75,8 +75,10 @@ def sparsify(model: nn.Module, *example: Any, fold: bool = True) -> Sparsified:
     if not layers:
         raise InputError("nothing competes in this network; swap its activations first")
     pairs, normed = find_pairs(model, example)
-    folded = [pair for pair in normed if fold and _fold(model, pair)]
+    folded = [pair for pair in normed if fold and _folds(model, pair)]
     timings: dict[Shape, Timing] = {}
+    for pair in folded:
+        _fold(model, pair)
     for pair in pairs:
         _replace(model, pair, timings)
     with torch.no_grad():
@@ -85,23 +87,23 @@ def sparsify(model: nn.Module, *example: Any, fold: bool = True) -> Sparsified:
     return Sparsified(pairs, left, folded, timings)
 
 
-def _fold(model: nn.Module, pair: Pair) -> bool:
-    """Make a batch norm part of the convolution before it, where it has statistics of its own."""
+def _folds(model: nn.Module, pair: Pair) -> bool:
+    """Whether a batch norm can become part of the convolution before it: with statistics that stay."""
+    conv, norm = model.get_submodule(pair.source), model.get_submodule(pair.reader)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm.running_mean is not None and not conv.training and not norm.training
+
+
+def _fold(model: nn.Module, pair: Pair) -> None:
     conv, norm = model.get_submodule(pair.source), model.get_submodule(pair.reader)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)
-    if norm.running_mean is None:
-        return False
     model.set_submodule(pair.source, fuse_conv_bn_eval(conv, norm))
     model.set_submodule(pair.reader, nn.Identity())
-    return True
 
 
 def _replace(model: nn.Module, pair: Pair, timings: dict[Shape, Timing]) -> None:
     reader = model.get_submodule(pair.reader)
     assert isinstance(reader, (nn.Linear, nn.Conv2d))
-    sparse = WinnersOnly(reader, timings).eval()
-    until = (*(model.get_submodule(name) for name in pair.between), sparse)
-    sparse.deferred = (Deferred(competitions(model)[pair.source], until).eval(),)
-    model.set_submodule(pair.source, sparse.deferred[0])
-    model.set_submodule(pair.reader, sparse)
+    model.set_submodule(pair.source, Deferring(competitions(model)[pair.source]))
+    model.set_submodule(pair.reader, WinnersOnly(reader, timings))

@@ -14,8 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from lwta.functional import positive_axis
 from lwta.layers import LWTA
-
-_ASK = {"__get__", "dim", "size"}  # these read a shape or a device, not values
+from lwta.winners import has_hooks, version_of
 
 
 class Pair(NamedTuple):
@@ -24,12 +23,10 @@ class Pair(NamedTuple):
     Attributes:
         source: name of the first.
         reader: name of the second.
-        between: names of those that hand the tensor on as it is, such as dropout in evaluation.
     """
 
     source: str
     reader: str
-    between: tuple[str, ...] = ()
 
 
 def find_pairs(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Pair], list[Pair]]:
@@ -40,15 +37,18 @@ def find_pairs(model: nn.Module, example: tuple[Any, ...]) -> tuple[list[Pair], 
         example: its arguments.
     """
     follow = _Follow(model)
-    with torch.no_grad(), follow.attached(), follow:
-        follow.leave(model(*example))
+    # Where inference mode is on already, writes to tensors would not show.
+    with torch.inference_mode(False), torch.no_grad(), follow.attached(), follow:
+        out = model(*example)
+    follow.end()
+    del out  # held until then: what it holds is in use
     competing, normed = [], []
     for made in follow.made:
         if (name := follow.only_reader(made)) is None:
             continue
         source, reader = follow.modules[made.source], follow.modules[name]
-        if isinstance(source, LWTA) and _sums_units(reader, source.competition.dim, made.ndim):
-            competing.append(Pair(made.source, name, tuple(made.between)))
+        if type(source) is LWTA and _sums_units(reader, source.competition.dim, made.ndim):
+            competing.append(Pair(made.source, name))
         elif type(source) is nn.Conv2d and type(reader) is nn.BatchNorm2d:
             normed.append(Pair(made.source, name))
     return competing, normed
@@ -76,16 +76,18 @@ class _Made:
     Attributes:
         source: name of the module.
         ndim: of the tensor.
-        uses: functions that took it; one more where the network returns it.
+        taken: what the module made it of, until it is read.
+        version: of that, by which writes to it show.
+        uses: functions that took the tensor; one more where it outlives the pass, for whoever holds it.
         readers: names of the modules that took it and made something else of it.
-        between: names of those that handed it on.
     """
 
     source: str
     ndim: int
+    taken: Tensor | None
+    version: int
     uses: int = 0
     readers: list[str] = field(default_factory=list)
-    between: list[str] = field(default_factory=list)
 
 
 class _Follow(TorchFunctionMode):
@@ -95,6 +97,7 @@ class _Follow(TorchFunctionMode):
         super().__init__()
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.names = Counter(id(module) for module in self.modules.values())
+        self.seen = {id(module) for module in self.modules.values() if has_hooks(module)}
         self.calls: Counter[int] = Counter()
         self.made: list[_Made] = []
         self.alive = WeakIdKeyDictionary()  # tensor -> _Made; by identity, and no longer than it lives
@@ -102,24 +105,28 @@ class _Follow(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        known = [(leaf, made, version_of(leaf)) for leaf, made in self._known((args, kwargs))]
         out = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") not in _ASK:
-            for leaf, made in self._known((args, kwargs)):
-                made.uses += out is not leaf  # dropout in evaluation returns what it was given
+        if any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):  # a shape or a device is no value
+            for leaf, made, version in known:
+                # Dropout in evaluation returns what it was given, as it was.
+                made.uses += not (out is leaf and version_of(leaf) == version)
         return out
 
-    def leave(self, out: object) -> None:
-        """Count what the network returns as used."""
-        for _, made in self._known(out):
+    def end(self) -> None:
+        """Count what somebody still holds after the pass as used."""
+        for made in self.alive.values():
             made.uses += 1
 
     def only_reader(self, made: _Made) -> str | None:
-        """Name of the one module that reads a tensor, where nothing else does and all were called once."""
+        """Name of the one module that reads a tensor, where nothing else does and both can be replaced."""
         if made.uses != 1 or len(made.readers) != 1:
             return None
         pair = [self.modules[name] for name in (made.source, made.readers[0])]
         once = all(self.calls[id(module)] == self.names[id(module)] == 1 for module in pair)
-        return made.readers[0] if once else None
+        unseen = not any(id(module) in self.seen for one in pair for module in one.modules())
+        plain = all(set(module._parameters) <= {"weight", "bias"} for module in pair)
+        return made.readers[0] if once and unseen and plain else None
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -138,12 +145,12 @@ class _Follow(TorchFunctionMode):
         def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], out: object) -> None:
             self.calls[id(module)] += 1
             for leaf, made in self._known((args, kwargs)):
-                if out is leaf:
-                    made.between.append(name)
-                elif not any(module.children()):  # what holds modules reads through them
+                if out is not leaf and not any(module.children()):  # what holds modules reads through them
                     made.readers.append(name)
-            if isinstance(module, (LWTA, nn.Conv2d)) and isinstance(out, Tensor):
-                self.alive[out] = _Made(name, out.ndim)
+                    made.uses += made.taken is not None and version_of(made.taken) != made.version
+                    made.taken = None
+            if isinstance(module, (LWTA, nn.Conv2d)) and isinstance(out, Tensor) and args:
+                self.alive[out] = _Made(name, out.ndim, args[0], version_of(args[0]))
                 self.made.append(self.alive[out])
 
         return hook

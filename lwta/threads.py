@@ -21,7 +21,7 @@ from numba import prange
 
 from lwta.compiled import compiled, kept
 
-_team: dict[int, bool] = {}  # process -> whether OpenMP's threads serve it
+_serves: bool | None = None  # None until somebody asks
 _asking = Lock()
 
 
@@ -37,7 +37,7 @@ def over_ranges(kernel: Any, count: int, *arguments: Any, chunk: int) -> None:
         for first in firsts:
             kernel(*arguments, first, min(first + chunk, count))
     elif team_serves():
-        _run_team(kernel, threads, count, chunk, arguments)
+        _run_team(kernel, count, chunk, arguments)
     else:
         with ThreadPoolExecutor(threads) as pool:
             tasks = [pool.submit(kernel, *arguments, first, min(first + chunk, count)) for first in firsts]
@@ -47,23 +47,37 @@ def over_ranges(kernel: Any, count: int, *arguments: Any, chunk: int) -> None:
 
 def team_serves() -> bool:
     """Whether OpenMP's threads serve this process."""
-    process = os.getpid()
+    global _serves
     with _asking:
-        if process not in _team:
-            forked = any(_team.values())
-            _team[process] = sys.platform == "linux" and not forked and _layer() == "omp"
-    return _team[process]
+        if _serves is None:
+            _serves = sys.platform == "linux" and _layer() == "omp"
+    return _serves
+
+
+def _in_child() -> None:
+    """What a process that was forked begins with: its parent may have started OpenMP, and held the lock."""
+    global _serves, _asking
+    _serves, _asking = False, Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 def _layer() -> str:
     """What numba runs parallel loops by; it chooses when the first one starts."""
-    _run_team(_nothing, 2, 2, 1, ())
+    _run_team(_nothing, 2, 1, ())
     return numba.threading_layer()
 
 
-def _run_team(kernel: Any, threads: int, count: int, chunk: int, arguments: tuple[Any, ...]) -> None:
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-    _for_team(kernel)(count, chunk, arguments)
+def _run_team(kernel: Any, count: int, chunk: int, arguments: tuple[Any, ...]) -> None:
+    # As many as torch has, be there work for them or not: OpenMP would end the others, and start them anew.
+    before, most = numba.get_num_threads(), numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    numba.set_num_threads(min(torch.get_num_threads(), most))
+    try:
+        _for_team(kernel)(count, chunk, arguments)
+    finally:
+        numba.set_num_threads(before)
 
 
 @cache
@@ -72,8 +86,8 @@ def _for_team(kernel: Any) -> Callable[..., None]:
     # A function of its own name for each: were the kernel an argument or in a closure, numba could not keep
     # the machine code, and would make it anew in every process.
     loop = FunctionType(_over_parts.__code__, globals() | {"KERNEL": kernel})
-    loop.__module__ = kernel.py_func.__module__
-    loop.__qualname__ = loop.__name__ = f"{kernel.py_func.__name__}_for_team"
+    own = kernel.py_func
+    loop.__qualname__ = loop.__name__ = f"{own.__module__}.{own.__qualname__}_for_team".replace(".", "_")
     return kept(parallel=True)(loop)
 
 

@@ -7,12 +7,13 @@ weight, each times a winner's value, and a bias.
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
+from torch.utils._pytree import tree_map_only
 
 from lwta import fused, operators
 from lwta.functional import positive_axis, to_blocks
@@ -45,6 +46,8 @@ class Shape(NamedTuple):
         outputs: K, made.
         positions: at which they are read, rounded up to a power of two.
         dtype, device: of the units.
+        channels_last: whether they lie so in memory.
+        drawn: whether winners are, rather than the argmax.
     """
 
     layer: str
@@ -54,6 +57,8 @@ class Shape(NamedTuple):
     positions: int
     dtype: str
     device: str
+    channels_last: bool = False
+    drawn: bool = False
 
 
 class Timing(NamedTuple):
@@ -92,70 +97,145 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
     return FiredUnits(*found)
 
 
-class Deferred(LWTA):
-    """In the place of an :class:`LWTA` whose units compete in the layer that reads them: its input passes.
+class Deferred(Tensor):
+    """What a competition passes, not computed before it is used: shape, dtype and device are there at once.
 
-    Args:
-        until: the modules up to the reader, and it.
+    :class:`WinnersOnly` takes the units that competed from it; any other operation finds the dense values.
     """
 
-    def __init__(self, competition: Competition, until: tuple[nn.Module, ...]) -> None:
+    # Below torch's functions, so that no operation passes it by.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, h: Tensor, competition: Competition) -> "Deferred":
+        return Tensor._make_wrapper_subclass(cls, h.shape, dtype=h.dtype, device=h.device, strides=h.stride())
+
+    def __init__(self, h: Tensor, competition: Competition) -> None:
+        self._h, self.competition = h, competition
+        self._version_of_h = version_of(h)
+        self.computed: Tensor | None = None
+
+    @property
+    def h(self) -> Tensor:
+        """The units that competed."""
+        if version_of(self._h) != self._version_of_h:
+            raise RuntimeError(
+                "units were changed in place after they competed and before they were read; "
+                "use this network as it is, without sparsify"
+            )
+        return self._h
+
+    def dense(self) -> Tensor:
+        """The values, computed once."""
+        if self.computed is None:
+            with torch.no_grad():
+                found: Tensor = self.competition(self.h).values
+            self.computed = found
+        return self.computed
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func is torch.ops.aten.dropout.default and not (len(args) > 2 and args[2]):
+            return args[0]  # which gets here in inference mode alone; elsewhere torch hands its input back
+        args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return repr(self.dense())
+
+
+class Deferring(LWTA):
+    """An :class:`LWTA` whose values are :class:`Deferred`.
+
+    Not in training, where a gradient is asked for or the network is traced, or where a hook looks on.
+    """
+
+    def __init__(self, competition: Competition) -> None:
         nn.Module.__init__(self)
         self.competition = competition
-        self._until = until  # a tuple: they are modules of the network, not of this one
-
-    def defers(self) -> bool:
-        """Whether its input passes now.
-
-        Not in training, where a gradient is asked for, or where a hook would see what has not competed.
-        """
-        return not (
-            self.training
-            or torch.is_grad_enabled()
-            or torch.compiler.is_compiling()
-            or every_module._global_forward_hooks
-            or every_module._global_forward_pre_hooks
-            or any(m._forward_hooks or m._forward_pre_hooks for m in (self, self.competition, *self._until))
-        )
+        self.train(competition.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.defers() else self.competition(x).values
+        return Deferred(x, self.competition) if self.defers(x) else self.competition(x).values
+
+    def defers(self, x: Tensor) -> bool:
+        """Whether it does for such units now."""
+        return not (
+            self.training
+            or self.competition.training
+            or torch.is_grad_enabled()
+            or torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or type(x) is not Tensor
+            or every_module._global_forward_hooks
+            or every_module._global_forward_pre_hooks
+            or has_hooks(self)
+            or has_hooks(self.competition)
+        )
+
+
+def version_of(x: Tensor) -> int:
+    """Rises with every write to a tensor; of those of inference mode nobody counts."""
+    return -1 if x.is_inference() else x._version
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody sees a module's calls."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 class WinnersOnly(nn.Module):
     """A linear layer or 1 x 1 convolution that sums the rows of the units that fired, where that is faster.
 
-    Its parameters are the layer's, by their names. A transposed copy of the weight is kept beside them.
+    Its parameters are the layer's, by their names. A transposed copy of the weight is kept beside them; a
+    write to ``weight.data`` is seen only after the module changes its mode or place, or loads its state.
 
     Args:
         reader: the layer.
         timings: of the shapes met so far, shared by the layers of a network; what is not there is measured.
     """
 
-    #: What competes before it, in a tuple: it is a module of the network, not of this one.
-    deferred: tuple[Deferred]
-
     def __init__(self, reader: nn.Linear | nn.Conv2d, timings: dict[Shape, Timing]) -> None:
         super().__init__()
         self.weight, self.bias = reader.weight, reader.bias
         self.timings = timings
         self._rows: tuple[tuple[Any, ...], Tensor] | None = None
+        self.train(reader.training)
+
+    @property
+    def in_features(self) -> int:
+        """D, units read."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """K, outputs made."""
+        return self.weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        (deferred,) = self.deferred
-        if not deferred.defers():
+        if not self._takes(x):
             return self.product(x)
-        competition = deferred.competition
-        if x.dtype != self.weight.dtype or torch.is_autocast_enabled(x.device.type) or not x.numel():
-            return self.product(competition(x).values)
+        h, competition = x.h, x.competition
         paths = (
-            lambda: self.product(competition(x).values),
-            lambda: self.sum(fired_units(competition, x), x),
+            lambda: self.product(competition(h).values),
+            lambda: self.sum(fired_units(competition, h), h),
         )
-        shape = self._shape(x, competition)
+        shape = self._shape(h, competition)
         if shape not in self.timings:
-            self.timings[shape] = _measure(*paths, x.device)
+            self.timings[shape] = _measure(*paths, h.device)
         return paths[self.timings[shape].winners < self.timings[shape].dense]()
+
+    def _takes(self, x: Tensor) -> TypeGuard[Deferred]:
+        """Whether these are winners to be summed, not values that somebody used or that are to be cast."""
+        return (
+            isinstance(x, Deferred)
+            and x.computed is None
+            and x.numel() > 0
+            and x.dtype == self.weight.dtype
+            and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled(x.device.type)
+            and positive_axis(x.competition.dim, x.ndim) == (1 if self.weight.ndim == 4 else x.ndim - 1)
+        )
 
     def product(self, values: Tensor) -> Tensor:
         """As the layer does it, of dense values."""
@@ -180,18 +260,33 @@ class WinnersOnly(nn.Module):
     def _transposed(self) -> Tensor:
         """The weight (D, K), copied anew where it has changed."""
         weight = self.weight.detach()
-        version = None if weight.is_inference() else weight._version
-        seen = (version, weight.data_ptr(), weight.device, weight.dtype)
+        seen = (version_of(weight), weight.data_ptr(), weight.device, weight.dtype)
         if self._rows is None or self._rows[0] != seen:
             self._rows = seen, weight.flatten(1).t().contiguous()
         return self._rows[1]
 
-    def _shape(self, x: Tensor, competition: Competition) -> Shape:
-        outputs, units = self.weight.shape[:2]
-        positions = 1 << (x.numel() // units - 1).bit_length()
+    def _shape(self, h: Tensor, competition: Competition) -> Shape:
+        positions = 1 << (h.numel() // self.in_features - 1).bit_length()
         layer = "Conv2d" if self.weight.ndim == 4 else "Linear"
-        kind = str(x.dtype).removeprefix("torch.")
-        return Shape(layer, competition.competitors, units, outputs, positions, kind, x.device.type)
+        sizes = competition.competitors, self.in_features, self.out_features, positions
+        last = h.ndim == 4 and h.is_contiguous(memory_format=torch.channels_last)
+        drawn = competition.seed is not None and competition.noise > 0
+        return Shape(layer, *sizes, str(h.dtype).removeprefix("torch."), h.device.type, last, drawn)
+
+    def train(self, mode: bool = True) -> "WinnersOnly":
+        self._rows = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "WinnersOnly":
+        self._rows = None
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        self._rows = None
+        super()._load_from_state_dict(*args)
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
 
 
 def _measure(dense: Callable[[], Tensor], winners: Callable[[], Tensor], device: torch.device) -> Timing:

@@ -16,6 +16,7 @@ from torchmetrics import MetricCollection
 from lwta.errors import InputError
 from lwta.inference import sparsify
 from lwta.layers import NOISE, TAU, competitions, watch
+from lwta.winners import WinnersOnly
 from models.backbone import create_backbone, read_checkpoint
 from models.checks import check_model
 from models.loss import training_loss
@@ -201,7 +202,8 @@ class Classifier(LightningModule):
         self.log("val/loss", loss, batch_size=len(batch[1]), sync_dist=True)
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        if self.hparams["winners_only"] and batch_idx == 0:
+        made = any(isinstance(module, WinnersOnly) for module in self.backbone.modules())
+        if self.hparams["winners_only"] and not made:
             rank_zero_info(str(sparsify(self.backbone, batch[0], fold=False)))  # norms stay, to train on
         for samples in self.hparams["test_evaluations"]:
             self._evaluate(batch, batch_idx, samples)

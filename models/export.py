@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from lwta.errors import InputError
 from models.zoo import first_line
 
+_APART = 1e-4  # logits
+
 
 def export_network(model: nn.Module, images: Tensor, path: Path, notes: dict[str, Any]) -> float:
     """Write a network, whose competitions take the argmax, and compare what the file computes.
@@ -26,8 +28,11 @@ def export_network(model: nn.Module, images: Tensor, path: Path, notes: dict[str
         The largest difference of a logit that the file computes from the network's.
 
     Raises:
-        InputError: another ending, a network that cannot be exported, or ONNX not installed.
+        InputError: another ending, a network that cannot be exported or whose file computes logits more than
+            1e-4 apart, training mode, or ONNX not installed.
     """
+    if model.training:
+        raise InputError("an exported network is one in evaluation; call model.eval() first")
     write = {".onnx": _onnx, ".pt2": _program}.get(path.suffix)
     if write is None:
         raise InputError(f"{path} is neither .onnx nor .pt2; name the file by one of them")
@@ -38,7 +43,12 @@ def export_network(model: nn.Module, images: Tensor, path: Path, notes: dict[str
             sizes = ({0: torch.export.Dim("images")},)
             program = torch.export.export(model, (images,), dynamic_shapes=sizes)
             found = write(program, images, part, texts)
-            expected = model(images)
+            apart = float((found - model(images)).abs().max())
+        if not apart <= _APART:
+            raise InputError(
+                f"the {path.suffix} file's logits are {apart:.1e} from the network's, more than {_APART:g}; "
+                "use the other format"
+            )
         part.replace(path)
     except (InputError, OSError):
         raise
@@ -46,7 +56,7 @@ def export_network(model: nn.Module, images: Tensor, path: Path, notes: dict[str
         raise InputError(f"the network cannot be exported to {path.suffix} ({first_line(error)})") from error
     finally:
         part.unlink(missing_ok=True)
-    return float((found - expected).abs().max())
+    return apart
 
 
 def _program(program: torch.export.ExportedProgram, images: Tensor, path: Path, notes: dict) -> Tensor:

@@ -270,9 +270,14 @@ def test_loops_run_in_the_threads_of_torch_and_in_forked_processes_in_python_s()
 def test_without_openmp_the_loops_find_the_same(shape, monkeypatch):
     h = np.random.default_rng(0).standard_normal(shape, np.float32)
     monkeypatch.setattr(competition, "positions_at_a_time", lambda competitors: 7)
-    found = []
+    found, ways = [], []
+    pool = threads.ThreadPoolExecutor
+    monkeypatch.setattr(threads, "ThreadPoolExecutor", lambda count: ways.append("pool") or pool(count))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     for team in (True, False):
         monkeypatch.setattr(threads, "team_serves", lambda team=team: team)
         found.append(competition.compete(h, 1.0, 0.3, 0.5, 9))
+        ways.append(team)
+    assert ways == ([True, "pool", False] if h.shape[0] * h.shape[2] > 7 else [True, False])
     for one, other in zip(*found, strict=True):
         assert np.array_equal(one, other)

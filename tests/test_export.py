@@ -106,7 +106,13 @@ def test_what_cannot_be_exported_is_refused_and_leaves_no_file(tmp_path, monkeyp
     for suffix in (".onnx", ".pt2"):
         with pytest.raises(InputError, match=f"cannot be exported to {suffix}"):
             export_network(Depends().eval(), images, tmp_path / f"net{suffix}", {})
+    with pytest.raises(InputError, match="call model.eval"):
+        export_network(nn.Flatten(), images, tmp_path / "net.onnx", {})
     (tmp_path / "net.onnx").write_text("of before")
+    with monkeypatch.context() as patch:
+        patch.setattr("models.export._onnx", lambda program, images, path, notes: images.flatten(1) + 1e-3)
+        with pytest.raises(InputError, match=r"logits are 1.0e-03 from the network's, more than 0.0001"):
+            export_network(nn.Flatten().eval(), images, tmp_path / "net.onnx", {})
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(InputError, match=r"onnxscript is not installed; pip install 'lwta\[export\]'"):
         export_network(LWTA(2, -1).eval(), images, tmp_path / "net.onnx", {})

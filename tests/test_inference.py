@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import dissect
@@ -107,6 +108,86 @@ def test_what_is_read_elsewhere_too_stays_dense(also):
     torch.testing.assert_close(output(model, x), before, rtol=0, atol=0)
 
 
+class Kept(nn.Module):
+    """A forward pass written by hand over a competition and its reader."""
+
+    def __init__(self, body):
+        super().__init__()
+        self.act, self.fc, self.body = LWTA(4, -1), nn.Linear(12, 5), body
+
+    def forward(self, x):
+        return self.body(self, x * 1)
+
+
+def adds(model, h):
+    y = model.act(h)
+    y += 1
+    return model.fc(y)
+
+
+def changes_the_units(model, h):
+    y = model.act(h)
+    h += 1
+    return model.fc(y)
+
+
+def transposes(model, h):
+    y = model.act(h)
+    return model.fc(y) + y.T.sum()
+
+
+def keeps(model, h):
+    model.last = model.act(h)
+    return model.fc(model.last)
+
+
+def squashes(model, h):
+    return model.fc(F.silu(model.act(h), inplace=True))
+
+
+@pytest.mark.parametrize("body", [adds, changes_the_units, transposes, keeps, squashes])
+def test_what_is_written_to_or_kept_stays_dense(body):
+    model, x = Kept(body).eval(), randn(5, 12)
+    before = output(model, x)
+    assert sparsify(model, x).left == ["act"]
+    torch.testing.assert_close(output(model, x), before, rtol=0, atol=0)
+
+
+class Louder(LWTA):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "act", Louder(4, -1)),
+        lambda model: nn.utils.weight_norm(model.fc),
+        lambda model: nn.utils.parametrizations.weight_norm(model.fc),
+        lambda model: model.fc.register_forward_hook(lambda module, inputs, out: 2 * out),
+        lambda model: model.act.register_forward_hook(lambda module, inputs, out: 2 * out),
+        lambda model: model.act.competition.register_forward_pre_hook(lambda module, inputs: (-inputs[0],)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_modules_that_do_more_are_not_replaced(change):
+    model, x = Kept(lambda model, h: model.fc(model.act(h))).eval(), randn(5, 12)
+    change(model)
+    before = output(model.eval(), x)
+    assert sparsify(model, x).left == ["act"]
+    torch.testing.assert_close(output(model, x), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("between", [nn.ReLU(inplace=True), nn.SiLU(inplace=True), nn.ReLU()])
+def test_a_batch_norm_after_something_else_is_not_folded(between):
+    model, x = convolutions(), randn(2, 3, 8, 8)
+    model = nn.Sequential(model[0], between, *model[1:]).eval()
+    before = output(model, x)
+    done = sparsify(model, x)
+    assert [pair.source for pair in done.folded] == ["4"]
+    torch.testing.assert_close(output(always(model, True), x), before, rtol=1e-4, atol=1e-5)
+
+
 def test_asking_for_a_shape_is_not_reading():
     model, x = (
         Residual(lambda out, y, model: out.view(y.shape[0], y.size(1)).to(y.dtype)).eval(),
@@ -153,7 +234,7 @@ def test_the_faster_path_is_measured_once_for_a_shape_and_then_taken(monkeypatch
     model, x = mlp(), randn(9, 6)
     done = sparsify(model, x)
     ((shape, timing),) = done.timings.items()
-    assert shape == ("Linear", 4, 24, 3, 16, "float32", "cpu")
+    assert shape == ("Linear", 4, 24, 3, 16, "float32", "cpu", False, False)
     assert timing.dense > 0
     assert timing.winners > 0
     output(model, randn(16, 6))

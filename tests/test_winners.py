@@ -1,6 +1,7 @@
 """The units that fired and the sum of their rows, against loops, and where the dense path is taken."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lwta.dissect.intervene import silenced
 from lwta.inference import sparsify
 from lwta.layers import Competition, sampled, watch
 from lwta.noise import gumbel_like
-from lwta.winners import WinnersOnly, fired_units
+from lwta.winners import Deferred, WinnersOnly, fired_units
 from tests import reference
 from tests.winners import always, mlp, output, randn
 
@@ -82,11 +83,14 @@ def test_samples_are_those_of_the_dense_path():
     model, x = mlp(), randn(40, 6)
     dense = copy.deepcopy(model)
     sparsify(model, x)
-    always(model, True)
+    found = [output(always(model, True), x)]
     for seed in (0, 1):
         with sampled(dense, seed), sampled(model, seed):
-            torch.testing.assert_close(output(model, x), output(dense, x))
-    assert not torch.allclose(output(model, x), output(dense, randn(40, 6, seed=1)))
+            output(model, x)  # drawing is a shape of its own
+            found.append(output(always(model, True), x))
+            torch.testing.assert_close(found[-1], output(dense, x))
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.allclose(one, other)
 
 
 def test_noise_has_the_numbering_of_the_dense_path_in_any_layout():
@@ -194,3 +198,122 @@ def test_global_hooks_see_what_won():
     finally:
         handle.remove()
     assert (read[0] != 0).sum() <= 9 * 6
+
+
+# --- values that nobody has computed yet ------------------------------------------------------------
+
+
+def deferred():
+    """What the competition of a sparse network returns and what it did before; the network and the units."""
+    model, x = mlp(), randn(9, 6)
+    h = output(model[0], x)
+    expected = output(model[1], h)
+    sparsify(model, x)
+    return output(always(model, True)[1], h), expected, model, h
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda y: y + 0,
+        lambda y: y.T.contiguous().T,
+        lambda y: y.clone().add_(1) - 1,
+        lambda y: torch.cat([y, y])[:9],
+        lambda y: y.add_(1) - 1,
+        lambda y: y.detach(),
+        lambda y: torch.jit.script(torch.nn.Identity())(y) * 1,
+        lambda y: torch.from_numpy(y.detach().numpy()),
+        lambda y: copy.deepcopy(y.detach()),
+    ],
+)
+def test_whoever_uses_deferred_values_gets_what_won(use):
+    values, expected, *_ = deferred()
+    assert isinstance(values, Deferred)
+    assert (values.shape, values.dtype, values.device) == (expected.shape, expected.dtype, expected.device)
+    assert values.computed is None
+    found = use(values)
+    assert not isinstance(found, Deferred)
+    torch.testing.assert_close(found, expected)
+    assert repr(deferred()[0]) == repr(expected)
+
+
+def test_deferred_values_that_were_written_to_are_read_as_written():
+    values, expected, model, _ = deferred()
+    values.mul_(-2)
+    torch.testing.assert_close(output(model[3], values), output(mlp()[3], -2 * expected))
+
+
+def test_a_reader_with_gradient_reads_what_a_competition_without_one_passed():
+    values, expected, model, _ = deferred()
+    out = model[3](values)
+    out.sum().backward()
+    own = mlp()[3]
+    own(expected).sum().backward()
+    torch.testing.assert_close(out, own(expected))
+    torch.testing.assert_close(model[3].weight.grad, own.weight.grad)
+
+
+def test_units_that_were_changed_before_they_were_read_are_refused():
+    values, _, model, h = deferred()
+    h.add_(1)
+    with pytest.raises(RuntimeError, match="changed in place after they competed"):
+        output(model[3], values)
+
+
+def test_dropout_that_is_switched_on_drops_what_won():
+    model, x = mlp(), randn(9, 6)
+    dense = copy.deepcopy(model)
+    sparsify(model, x)
+    always(model, True)
+    found = []
+    for network in (model, dense):
+        network[2].train()
+        torch.manual_seed(0)
+        found.append(output(network, x))
+    torch.testing.assert_close(*found)
+
+
+def test_what_is_traced_or_exported_is_right_for_other_images(compiler):
+    model, x, other = mlp(), randn(9, 6), randn(9, 6, seed=1)
+    expected = output(model, other)
+    sparsify(model, x)
+    always(model, True)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(model, x)(other), expected)
+        torch.testing.assert_close(torch.export.export(model, (x,)).module()(other), expected)
+
+
+@pytest.mark.parametrize("made_in", [torch.inference_mode, torch.no_grad])
+def test_a_sparse_network_sums_its_winners_with_and_without_inference_mode(made_in, monkeypatch):
+    model, x = mlp(), randn(9, 6)
+    expected = output(model, x)
+    with made_in():
+        sparsify(model, x)
+    always(model, True)
+    summed, kept = [], WinnersOnly.sum
+    monkeypatch.setattr(WinnersOnly, "sum", lambda *a: summed.append(1) or kept(*a))
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            torch.testing.assert_close(model(x), expected)
+    assert len(summed) == 2
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+def test_dropout_that_is_switched_on_drops_what_won_in_either_mode(mode):
+    values, expected, model, _ = deferred()
+    with mode():
+        torch.manual_seed(0)
+        found = model[2].train()(values)
+        torch.manual_seed(0)
+        torch.testing.assert_close(found, model[2](expected))
+
+
+def test_weights_written_through_data_are_read_anew_with_the_mode():
+    model, x = mlp(), randn(9, 6)
+    sparsify(model, x)
+    output(always(model, True), x)
+    model[3].weight.data.mul_(-1)
+    other = mlp()
+    with torch.no_grad():
+        other[3].weight.mul_(-1)
+    torch.testing.assert_close(output(model.train().eval(), x), output(other, x))

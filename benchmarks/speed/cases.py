@@ -13,6 +13,7 @@ from benchmarks.speed import inference, training
 from benchmarks.speed.timing import REPOSITORY, machine
 from lwta.errors import InputError
 
+_LEAST = 20
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed"
 
 
@@ -105,6 +106,8 @@ def run_cases(clone: Path | None, only: str, threads: int, rounds: int, command:
     if not chosen:
         known = "; ".join(case.name for case in cases(device))
         raise InputError(f"--only {only!r} matches no case; there are: {known}")
+    if rounds < _LEAST:
+        raise InputError(f"a median is of at least {_LEAST} rounds, not {rounds}")
     torch.set_num_threads(threads)
     for case in chosen:
         print(case.name, flush=True)

@@ -11,6 +11,7 @@ from torch.fx.experimental.optimization import fuse
 from benchmarks.speed.timing import summary, take_turns
 from lwta import LWTA
 from lwta.inference import sparsify
+from lwta.winners import Timing, WinnersOnly
 from models.backbone import create_backbone
 
 Row = dict[str, Any]
@@ -38,7 +39,7 @@ def mlp(tokens: int, width: int, competitors: int, device: str, dtype: torch.dty
 
 
 def network(backbone: str, competitors: int, batch: int, device: str, dtype: torch.dtype, rounds: int) -> Row:
-    """A whole network on (batch, 3, 224, 224); batch norms are folded in the dense one too."""
+    """A whole network on (batch, 3, 224, 224); batch norms are folded in all."""
     torch.manual_seed(0)
     images = torch.randn(batch, 3, 224, 224, device=device, dtype=dtype)
     dense, _ = create_backbone(backbone, 1000, competitors=None)
@@ -46,8 +47,11 @@ def network(backbone: str, competitors: int, batch: int, device: str, dtype: tor
     dense, sparse = dense.to(device, dtype).eval(), sparse.to(device, dtype).eval()
     if any(isinstance(module, nn.BatchNorm2d) for module in dense.modules()):
         dense = fuse(dense)
-    competing = copy.deepcopy(sparse)
     said = sparsify(sparse, images)
+    competing = copy.deepcopy(sparse)  # norms folded, and then the dense path of every pair
+    for module in competing.modules():
+        if isinstance(module, WinnersOnly):
+            module.timings = dict.fromkeys(module.timings, Timing(dense=0.0, winners=1.0))
     calls = {"dense": dense, "LWTA, dense": competing, "winners only": sparse}
     row = _compared({name: _passes(module, images) for name, module in calls.items()}, rounds)
     named = {"case": "network", "network": backbone, "competitors": competitors, "batch": batch}
