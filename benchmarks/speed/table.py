@@ -26,11 +26,16 @@ def write_table() -> str:
 def _machines(rows: dict[str, Row]) -> list[str]:
     told = {
         f"{m['gpu'] or m['processor']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, "
-        f"{row['rounds']} rounds, `{m['command']}`"
+        f"{row['rounds']} rounds, commit {m['commit']}, `{_settings(m)}{m['command']}`"
         for row in rows.values()
         for m in [row["machine"]]
     }
     return ["; ".join(sorted(told))] if told else []
+
+
+def _settings(machine: Row) -> str:
+    """The allocator's, as a shell takes them: they change what a fresh tensor costs."""
+    return "".join(f"{name}={value} " for name, value in machine["allocator"].items())
 
 
 def _table(known: list[Case], rows: dict[str, Row]) -> str:
