@@ -306,7 +306,8 @@ def test_many_files_are_told_apart_in_two_seconds(tmp_path):
 
 def test_a_part_of_the_validation_images_of_a_run_is_a_part_of_what_it_validated_on(image_folder):
     data = ImageData(root=str(image_folder), val_split="validation", image_size=16)
-    subject = Subject(*[None] * 8, run=SimpleNamespace(data=data))
+    others = dict.fromkeys(Subject._fields)
+    subject = Subject(**others | {"run": SimpleNamespace(data=data)})
     whole, part = subject.probe("validate"), subject.probe("validate[2:5]")
     assert len(part) == 3
     for index in range(3):
