@@ -31,8 +31,7 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx, h, beta, noise, tau, seed, axis):
         if compiled_for(h):
-            scales = (operators.as_tensor(beta), operators.as_tensor(noise), operators.as_tensor(tau))
-            values, winner, relaxed = operators.compete(h, *scales, seed, axis)
+            values, winner, relaxed = operators.compete(h, seed, axis, scales=(beta, noise, tau))
         else:
             z = perturbed(h, beta, noise, seed, axis)
             winner = z.argmax(axis, keepdim=True)
@@ -50,8 +49,7 @@ class StraightThrough(torch.autograd.Function):
     def backward(ctx, upstream, _):
         h, relaxed, winner = ctx.saved_tensors
         if compiled_for(h):
-            scale = operators.as_tensor(ctx.scale)
-            gradient = operators.gradient(upstream, h, relaxed, winner, scale, ctx.axis)
+            gradient = operators.gradient(upstream, h, relaxed, winner, ctx.axis, scales=(ctx.scale,))
             return gradient, None, None, None, None, None
         weighted = upstream.to(relaxed.dtype) * h.to(relaxed.dtype)
         mean = (weighted * relaxed).sum(ctx.axis, keepdim=True)
@@ -65,7 +63,7 @@ class MeanUsage(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, h, scale, axis):
-        mean, q = operators.usage(h, operators.as_tensor(scale), axis)
+        mean, q = operators.usage(h, axis, scales=(scale,))
         ctx.save_for_backward(q)
         ctx.scale, ctx.axis = scale, axis
         return mean
@@ -74,7 +72,7 @@ class MeanUsage(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, upstream):
         (q,) = ctx.saved_tensors
-        return operators.usage_gradient(upstream, q, operators.as_tensor(ctx.scale), ctx.axis), None, None
+        return operators.usage_gradient(upstream, q, ctx.axis, scales=(ctx.scale,)), None, None
 
 
 def one_hot(winner: Tensor, competitors: int, axis: int) -> Tensor:

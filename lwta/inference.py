@@ -6,10 +6,11 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from lwta.deferred import Deferring
 from lwta.errors import InputError
 from lwta.layers import competitions
 from lwta.pairs import Pair, find_pairs
-from lwta.winners import Deferring, Shape, Timing, WinnersOnly
+from lwta.winners import Shape, Timing, WinnersOnly
 
 
 class Sparsified(NamedTuple):

@@ -70,9 +70,9 @@ class Competition(nn.Module):
         if not (self.normalize and self.training):
             return self.running_scale
         spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
-        self.batches += 1
+        self.batches.add_(1)
         # A plain mean at first, so that a short training does not remember the initial value.
-        self.spread += (spread - self.spread) * (1 / self.batches).clamp_min(0.01)
+        self.spread.add_((spread - self.spread) * (1 / self.batches).clamp_min(0.01))
         return self.beta / spread
 
     def forward(self, x: Tensor, asked: Collection[str] = ()) -> Winners | Measured:

@@ -1,9 +1,12 @@
 """The compiled loops of :mod:`lwta.cpu` as operators of torch, for float32 units in blocks on the CPU.
 
 Blocks have any rank, the competitors along ``axis``, counted from the front. The loops are imported, and with
-them what compiles them, when an operator first runs.
+them what compiles them, when an operator first runs. An operator's way through torch costs more than a small
+competition, so where nothing could see it pass, its function is called instead.
 """
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -26,9 +29,41 @@ def as_tensor(scale: float | Tensor) -> Tensor:
     return torch.ones((), dtype=torch.float64) * scale
 
 
-@torch.library.custom_op("lwta::compete", mutates_args=())
+def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """A function of units, more, and at the end scales, as an operator for autograd functions to call.
+
+    Called with ``scales``, numbers or tensors, it goes through torch only where that could matter: where
+    somebody compiles, traces or follows operators. Outside autograd functions it would lose a gradient.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        operator = torch.library.custom_op(name, mutates_args=())(function)
+
+        @wraps(function)
+        def call(*arguments: Any, scales: tuple[float | Tensor, ...]) -> Any:
+            if _followed(arguments[0]):
+                return operator(*arguments, *map(as_tensor, scales))
+            return function(*arguments, *scales)
+
+        call.register_fake = operator.register_fake  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _followed(x: Tensor) -> bool:
+    """Whether anybody could see which operators take a tensor."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or type(x) is not Tensor
+        or torch._C._len_torch_dispatch_stack() > 0
+    )
+
+
+@_operator("lwta::compete")
 def compete(
-    h: Tensor, beta: Tensor, noise: Tensor, tau: Tensor, seed: Tensor | None, axis: int
+    h: Tensor, seed: Tensor | None, axis: int, beta: Tensor, noise: Tensor, tau: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Values, winners (int64, size 1 along ``axis``) and relaxed sample; without a seed there is no noise."""
     from lwta.cpu import competition
@@ -40,7 +75,7 @@ def compete(
 
 
 @compete.register_fake
-def _(h, beta, noise, tau, seed, axis):  # type: ignore[no-untyped-def]
+def _(h, seed, axis, beta, noise, tau):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64), torch.empty_like(h)
 
 
@@ -72,9 +107,9 @@ def fire(h: Tensor, beta: float, noise: float, seed: Tensor | None, axis: int) -
     return values, unit
 
 
-@torch.library.custom_op("lwta::gradient", mutates_args=())
+@_operator("lwta::gradient")
 def gradient(
-    upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, scale: Tensor, axis: int
+    upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, axis: int, scale: Tensor
 ) -> Tensor:
     """G_v xi_v + scale p_v (G_v h_v - sum_u G_u h_u p_u)."""
     from lwta.cpu import competition
@@ -86,12 +121,12 @@ def gradient(
 
 
 @gradient.register_fake
-def _(upstream, h, relaxed, winner, scale, axis):  # type: ignore[no-untyped-def]
+def _(upstream, h, relaxed, winner, axis, scale):  # type: ignore[no-untyped-def]
     return torch.empty_like(h)
 
 
-@torch.library.custom_op("lwta::usage", mutates_args=())
-def usage(h: Tensor, scale: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+@_operator("lwta::usage")
+def usage(h: Tensor, axis: int, scale: Tensor) -> tuple[Tensor, Tensor]:
     """Mean over batch and positions of q = softmax(scale h), (B, U), and q; blocks along ``axis - 1``."""
     from lwta.cpu import usage
 
@@ -100,12 +135,12 @@ def usage(h: Tensor, scale: Tensor, axis: int) -> tuple[Tensor, Tensor]:
 
 
 @usage.register_fake
-def _(h, scale, axis):  # type: ignore[no-untyped-def]
+def _(h, axis, scale):  # type: ignore[no-untyped-def]
     return h.new_empty(h.shape[axis - 1 : axis + 1]), torch.empty_like(h)
 
 
-@torch.library.custom_op("lwta::usage_gradient", mutates_args=())
-def usage_gradient(upstream: Tensor, q: Tensor, scale: Tensor, axis: int) -> Tensor:
+@_operator("lwta::usage_gradient")
+def usage_gradient(upstream: Tensor, q: Tensor, axis: int, scale: Tensor) -> Tensor:
     """Of the mean with respect to h; upstream gradient (B, U)."""
     from lwta.cpu import usage
 
@@ -114,7 +149,7 @@ def usage_gradient(upstream: Tensor, q: Tensor, scale: Tensor, axis: int) -> Ten
 
 
 @usage_gradient.register_fake
-def _(upstream, q, scale, axis):  # type: ignore[no-untyped-def]
+def _(upstream, q, axis, scale):  # type: ignore[no-untyped-def]
     return torch.empty_like(q)
 
 

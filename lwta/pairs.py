@@ -12,9 +12,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
+from lwta.deferred import has_hooks, version_of
 from lwta.functional import positive_axis
 from lwta.layers import LWTA
-from lwta.winners import has_hooks, version_of
 
 
 class Pair(NamedTuple):

@@ -21,6 +21,7 @@ from numba import prange
 
 from lwta.compiled import compiled, kept
 
+_LEAST = 1 << 14  # units that are worth a thread's waking
 _serves: bool | None = None  # None until somebody asks
 _asking = Lock()
 
@@ -43,6 +44,11 @@ def over_ranges(kernel: Any, count: int, *arguments: Any, chunk: int) -> None:
             tasks = [pool.submit(kernel, *arguments, first, min(first + chunk, count)) for first in firsts]
         for task in tasks:
             task.result()
+
+
+def share(count: int, units: int) -> int:
+    """Of ``count`` positions of ``units`` each what one thread takes, where they are shared out evenly."""
+    return max(-(-count // torch.get_num_threads()), _LEAST // max(1, units), 1)
 
 
 def team_serves() -> bool:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lwta import compiled, functional, threads
 from lwta.compiled import exp, log
@@ -18,7 +19,7 @@ from lwta.operators import compiled_for
 from tests import reference
 
 LOOP = "from lwta.compiled import compiled\n{imported}\n\n@compiled\ndef loop(x):\n    return {body}\n"
-SHAPES = [(5, 4, 1), (3, 5, 7), (1, 24, 400), (700, 3, 1), (2, 70, 65), (3, 2, 5000)]
+SHAPES = [(5, 4, 1), (3, 5, 7), (1, 24, 400), (700, 3, 1), (2, 70, 65), (3, 2, 5000), (5000, 2, 1)]
 
 
 def test_a_loop_is_compiled_anew_where_one_that_it_calls_has_changed(tmp_path):
@@ -120,7 +121,8 @@ def test_it_agrees_with_torch_in_double_precision(shape, scale):
 
 
 @pytest.mark.parametrize(
-    ("blocks", "shape"), [(1, (700, 3, 1)), (5, (700, 3, 1)), (2, (6, 24, 9)), (2, (2, 3, 5000))]
+    ("blocks", "shape"),
+    [(1, (700, 3, 1)), (5, (700, 3, 1)), (5, (20_005, 2, 1)), (2, (6, 24, 9)), (2, (2, 3, 5000))],
 )
 def test_usage_and_its_gradient_agree_with_torch_in_double_precision(blocks, shape):
     h, scale = torch.randn(shape, generator=torch.Generator().manual_seed(2)), 1.7
@@ -134,7 +136,7 @@ def test_usage_and_its_gradient_agree_with_torch_in_double_precision(blocks, sha
     np.testing.assert_allclose(gradient, leaf.grad.numpy(), rtol=1e-4, atol=1e-5 / h.numel())
 
 
-@pytest.mark.parametrize("shape", [(30_000, 24, 1), (2, 24, 30_000)])
+@pytest.mark.parametrize("shape", [(30_000, 24, 1), (30_000, 2, 1), (2, 24, 30_000)])
 def test_threads_change_nothing(shape):
     h = np.random.default_rng(0).standard_normal(shape, np.float32)
     before = torch.get_num_threads()
@@ -145,7 +147,7 @@ def test_threads_change_nothing(shape):
             values, winner, relaxed = competition.compete(h, 1.0, 0.3, 0.5, 9)
             found.append([values, winner, relaxed, competition.gradient(h, h, relaxed, winner, 2.0)])
             shares, q = usage.usage(h, 2, 1.5)
-            found[-1] += [shares, q, usage.usage_gradient(shares, q, 1.5)]
+            found[-1] += [shares, q, usage.usage_gradient(shares, q, 1.5), *competition.fire(h, 2, 1.0)]
     finally:
         torch.set_num_threads(before)
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
@@ -158,19 +160,59 @@ def test_the_first_of_equals_wins_and_nan_is_not_hidden():
     assert np.isnan(values[1, 1, 0])
 
 
+@pytest.mark.parametrize("shape", [(1000, 3, 1), (5000, 2, 1), (10, 3, 700)])
+def test_those_that_fired_are_numbered_across_blocks_and_tiles(shape):
+    h = np.random.default_rng(0).standard_normal(shape, np.float32)
+    values, winner, _ = competition.compete(h, 1.3, None, 0.7, 5)
+    fired, unit = competition.fire(h, 5, 1.3, 0.7, 5)
+    assert np.array_equal(unit, winner + shape[1] * (np.arange(len(h)) % 5)[:, None])
+    assert np.array_equal(fired, values.sum(1))
+
+
+class Followed(TorchDispatchMode):
+    """Keeps the names of the operators that ran."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("beta", [1.3, torch.tensor(1.3)])
+def test_functions_called_directly_are_those_of_the_operators_that_others_follow(beta):
+    def found():
+        leaf = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        options = {"dim": 1, "beta": beta, "noise": 1.0, "tau": 0.5, "seed": torch.tensor(3)}
+        values, winner = functional.lwta(leaf, 24, **options, relaxed=True)
+        usage = functional.mean_usage(leaf, 24, dim=1)
+        ((values * torch.arange(48)).sum() + (usage * usage).sum()).backward()
+        return values, winner, usage, leaf.grad
+
+    with Followed() as followed:
+        expected = found()
+    assert {name for name in followed.names if name.startswith("lwta")} == {
+        f"lwta::{name}" for name in ("compete", "gradient", "usage", "usage_gradient")
+    }
+    for one, other in zip(found(), expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("axis", [1, 2])
 def test_the_operators_keep_the_rules_of_torch_library(axis):
     h, seed = torch.randn(3, 4, 5, 2).requires_grad_(False), torch.tensor(1)
     scales = [torch.tensor(scale) for scale in (1.5, 0.5, 0.3)]
     tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.lwta.compete.default, (h, *scales, seed, axis), test_utils=tests)
+    torch.library.opcheck(torch.ops.lwta.compete.default, (h, seed, axis, *scales), test_utils=tests)
     torch.library.opcheck(torch.ops.lwta.winners.default, (h, *scales[:2], seed, axis), test_utils=tests)
-    _, winner, relaxed = torch.ops.lwta.compete(h, *scales, seed, axis)
-    arguments = (torch.randn(3, 4, 5, 2), h, relaxed, winner, torch.tensor(5.0), axis)
+    _, winner, relaxed = torch.ops.lwta.compete(h, seed, axis, *scales)
+    arguments = (torch.randn(3, 4, 5, 2), h, relaxed, winner, axis, torch.tensor(5.0))
     torch.library.opcheck(torch.ops.lwta.gradient.default, arguments, test_utils=tests)
-    torch.library.opcheck(torch.ops.lwta.usage.default, (h, scales[0], axis), test_utils=tests)
-    mean, q = torch.ops.lwta.usage(h, scales[0], axis)
-    torch.library.opcheck(torch.ops.lwta.usage_gradient.default, (mean, q, scales[0], axis), test_utils=tests)
+    torch.library.opcheck(torch.ops.lwta.usage.default, (h, axis, scales[0]), test_utils=tests)
+    mean, q = torch.ops.lwta.usage(h, axis, scales[0])
+    torch.library.opcheck(torch.ops.lwta.usage_gradient.default, (mean, q, axis, scales[0]), test_utils=tests)
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((50, 48), 1), ((4, 48, 9, 9), 1)])
@@ -273,7 +315,7 @@ def test_loops_run_in_the_threads_of_torch_and_in_forked_processes_in_python_s()
 @pytest.mark.parametrize("shape", SHAPES)
 def test_without_openmp_the_loops_find_the_same(shape, monkeypatch):
     h = np.random.default_rng(0).standard_normal(shape, np.float32)
-    monkeypatch.setattr(competition, "positions_at_a_time", lambda competitors: 7)
+    monkeypatch.setattr(competition, "share", lambda count, units: 7)
     found, ways = [], []
     pool = threads.ThreadPoolExecutor
     monkeypatch.setattr(threads, "ThreadPoolExecutor", lambda count: ways.append("pool") or pool(count))

@@ -4,8 +4,16 @@ import numpy as np
 
 from lwta.compiled import compiled, summed
 from lwta.cpu.noise import add_gumbel, key_of
-from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, tile_width
-from lwta.threads import over_ranges
+from lwta.cpu.tiles import (
+    find_winners,
+    flat_pairs,
+    lay_out,
+    put_back,
+    soften,
+    stretch,
+    tile_width,
+)
+from lwta.threads import over_ranges, share
 
 
 def compete(
@@ -15,12 +23,12 @@ def compete(
 
     Where tau is None the relaxed sample is empty.
     """
-    values = np.zeros_like(h)
+    values = np.empty_like(h)
     relaxed = np.empty((0, 0, 0), np.float32) if tau is None else np.empty_like(h)
     winner = np.empty((h.shape[0], h.shape[2]), np.int64)
     scales = np.float32(beta), np.float32(noise), np.float32(1 / (tau or 1))
     arguments = (h, *scales, *key_of(seed), values, winner, relaxed)
-    over_ranges(_compete, winner.size, *arguments, chunk=positions_at_a_time(h.shape[1]))
+    over_ranges(_compete, winner.size, *arguments, chunk=share(winner.size, h.shape[1]))
     return values, winner, relaxed
 
 
@@ -35,7 +43,7 @@ def fire(
     values = np.empty((h.shape[0], h.shape[2]), np.float32)
     unit = np.empty(values.shape, np.int64)
     arguments = (h, blocks, np.float32(beta), np.float32(noise), *key_of(seed), values, unit)
-    over_ranges(_fire, unit.size, *arguments, chunk=positions_at_a_time(4 * h.shape[1]))
+    over_ranges(_fire, unit.size, *arguments, chunk=share(unit.size, h.shape[1]))
     return values, unit
 
 
@@ -46,15 +54,16 @@ def gradient(
     out = np.empty_like(h)
     arrays, kernel = (upstream, h, relaxed, out), _gradient
     if h.shape[2] == 1:
-        arrays, kernel = tuple(array[:, :, 0] for array in arrays), _gradient_of_rows
-    chunk = positions_at_a_time(h.shape[1] * h.shape[2])
+        arrays = tuple(array[:, :, 0] for array in arrays)
+        kernel = _gradient_of_pairs if h.shape[1] == 2 else _gradient_of_rows
+    chunk = share(len(h), h.shape[1] * h.shape[2])
     over_ranges(kernel, len(h), *arrays, winner, np.float32(scale), chunk=chunk)
     return out
 
 
 @compiled
 def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first, last):  # type: ignore[no-untyped-def]
-    units, inner = h.shape[1], h.shape[2]
+    units = h.shape[1]
     width = tile_width(units)
     z, words = np.empty((units, width), np.float32), np.empty((4, width), np.uint32)
     best, total, place = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.int32)
@@ -64,25 +73,59 @@ def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first,
         if relaxed.size:
             soften(z, best, total, inverse, count)
             put_back(z, start, relaxed, count)
+        _pass_winners(h, start, place, values, winner, count)
+
+
+@compiled
+def _pass_winners(h, start, place, values, winner, count):  # type: ignore[no-untyped-def]
+    """Into ``values``, zero elsewhere, and the winners' places into ``winner``."""
+    units, inner = h.shape[1], h.shape[2]
+    if inner == 1:
+        winner.reshape(winner.size)[start : start + count] = place[:count]
+        if units == 2:
+            own, passed = flat_pairs(h, start, start + count), flat_pairs(values, start, start + count)
+            for t in range(count):
+                passed[2 * t] = np.float32(0) if place[t] else own[2 * t]
+                passed[2 * t + 1] = own[2 * t + 1] if place[t] else np.float32(0)
+            return
+        values[start : start + count] = 0
         for t in range(count):
-            p, s = divmod(start + t, inner)
-            winner[p, s] = place[t]
-            values[p, place[t], s] = h[p, place[t], s]
+            values[start + t, place[t], 0] = h[start + t, place[t], 0]
+        return
+    t = 0
+    while t < count:
+        p, s, run = stretch(start + t, inner, count - t)
+        values[p, :, s : s + run] = 0
+        for i in range(run):
+            winner[p, s + i] = place[t + i]
+            values[p, place[t + i], s + i] = h[p, place[t + i], s + i]
+        t += run
 
 
 @compiled
 def _fire(h, blocks, beta, noise, low, high, values, unit, first, last):  # type: ignore[no-untyped-def]
-    units, inner = h.shape[1], h.shape[2]
+    units = h.shape[1]
     width = tile_width(units)
     z, words = np.empty((units, width), np.float32), np.empty((4, width), np.uint32)
     best, place = np.empty(width, np.float32), np.empty(width, np.int32)
     for start in range(first, last, width):
         count = min(width, last - start)
         _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
-        for t in range(count):
-            p, s = divmod(start + t, inner)
-            unit[p, s] = p % blocks * units + place[t]
-            values[p, s] = h[p, place[t], s]
+        _take_winners(h, start, blocks, place, values, unit, count)
+
+
+@compiled
+def _take_winners(h, start, blocks, place, values, unit, count):  # type: ignore[no-untyped-def]
+    units, inner = h.shape[1], h.shape[2]
+    p, s = divmod(start, inner)
+    first = p % blocks * units  # of its block; dividing at each position would cost as much as all the rest
+    for t in range(count):
+        unit[p, s] = first + place[t]
+        values[p, s] = h[p, place[t], s]
+        s += 1
+        if s == inner:
+            p, s = p + 1, 0
+            first = first + units if first + units < blocks * units else 0
 
 
 @compiled
@@ -122,3 +165,18 @@ def _gradient_of_rows(upstream, h, relaxed, out, winner, scale, first, last):  #
         for u in range(units):
             out[p, u] = scale * relaxed[p, u] * (upstream[p, u] * h[p, u] - mean)
         out[p, winner[p, 0]] += upstream[p, winner[p, 0]]
+
+
+@summed
+def _gradient_of_pairs(upstream, h, relaxed, out, winner, scale, first, last):  # type: ignore[no-untyped-def]
+    """:func:`_gradient_of_rows` of arrays (P, 2)."""
+    g, own = flat_pairs(upstream, first, last), flat_pairs(h, first, last)
+    soft, pair = flat_pairs(relaxed, first, last), flat_pairs(out, first, last)
+    won = winner.reshape(winner.size)[first:last]
+    for t in range(last - first):
+        left, right = g[2 * t] * own[2 * t], g[2 * t + 1] * own[2 * t + 1]
+        mean = left * soft[2 * t] + right * soft[2 * t + 1]
+        passed = np.float32(0) if won[t] else g[2 * t]
+        pair[2 * t] = scale * soft[2 * t] * (left - mean) + passed
+        passed = g[2 * t + 1] if won[t] else np.float32(0)
+        pair[2 * t + 1] = scale * soft[2 * t + 1] * (right - mean) + passed

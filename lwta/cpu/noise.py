@@ -8,8 +8,8 @@ neither on threads nor on tiles.
 import numpy as np
 
 from lwta.compiled import compiled, exact, log
-from lwta.cpu.tiles import positions_at_a_time, put_back, tile_width
-from lwta.threads import over_ranges
+from lwta.cpu.tiles import put_back, tile_width
+from lwta.threads import over_ranges, share
 
 ROUNDS = 10
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -20,7 +20,8 @@ _WORD = np.uint64(32)
 def gumbel(shape: tuple[int, int, int], seed: int) -> np.ndarray:
     """Gumbel(0, 1) noise of units (P, U, S), float32."""
     out = np.empty(shape, np.float32)
-    over_ranges(_fill_gumbel, shape[0] * shape[2], out, *key_of(seed), chunk=positions_at_a_time(shape[1]))
+    count = shape[0] * shape[2]
+    over_ranges(_fill_gumbel, count, out, *key_of(seed), chunk=share(count, shape[1]))
     return out
 
 

@@ -9,12 +9,6 @@ import numpy as np
 from lwta.compiled import compiled, exp
 
 _TILE = 4096  # units laid out at a time: they and what is made of them stay in the first cache
-_PART = 1 << 18  # units that a thread takes at a time
-
-
-def positions_at_a_time(competitors: int) -> int:
-    """That a thread takes."""
-    return max(1, _PART // max(1, competitors))
 
 
 @compiled
@@ -31,10 +25,24 @@ def stretch(position, inner, left):  # type: ignore[no-untyped-def]
 
 
 @compiled
+def flat_pairs(x, first, last):  # type: ignore[no-untyped-def]
+    """Rows first ... last - 1 of a contiguous x (P, 2) or (P, 2, 1), one after the other.
+
+    Of a loop over these the compiler knows the stride, and that no index is negative: it becomes vectors.
+    """
+    return x.reshape(x.size)[2 * first : 2 * last]
+
+
+@compiled
 def lay_out(h, start, beta, z, count):  # type: ignore[no-untyped-def]
     """z[u, t] = beta h of competitor u at position start + t."""
     units, inner = h.shape[1], h.shape[2]
     if inner == 1:
+        if units == 2:
+            pairs = flat_pairs(h, start, start + count)
+            for t in range(count):
+                z[0, t], z[1, t] = beta * pairs[2 * t], beta * pairs[2 * t + 1]
+            return
         for t in range(count):
             for u in range(units):
                 z[u, t] = beta * h[start + t, u, 0]
@@ -54,6 +62,11 @@ def put_back(z, start, out, count):  # type: ignore[no-untyped-def]
     """out of competitor u at position start + t = z[u, t]."""
     units, inner = out.shape[1], out.shape[2]
     if inner == 1:
+        if units == 2:
+            pairs = flat_pairs(out, start, start + count)
+            for t in range(count):
+                pairs[2 * t], pairs[2 * t + 1] = z[0, t], z[1, t]
+            return
         for t in range(count):
             for u in range(units):
                 out[start + t, u, 0] = z[u, t]

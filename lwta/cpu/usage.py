@@ -3,8 +3,10 @@
 import numpy as np
 
 from lwta.compiled import compiled, summed
-from lwta.cpu.tiles import find_winners, lay_out, positions_at_a_time, put_back, soften, stretch, tile_width
-from lwta.threads import over_ranges
+from lwta.cpu.tiles import find_winners, lay_out, put_back, soften, stretch, tile_width
+from lwta.threads import over_ranges, share
+
+_PART = 1 << 18  # units whose probabilities are summed by one thread, however many threads there are
 
 
 def usage(h: np.ndarray, blocks: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -14,7 +16,7 @@ def usage(h: np.ndarray, blocks: int, scale: float) -> tuple[np.ndarray, np.ndar
         h: contiguous units (P, U, S); of P rows that follow each other each B are the blocks of one sample.
     """
     rows, units, inner = h.shape
-    chunk, positions = positions_at_a_time(units), rows * inner
+    chunk, positions = max(1, _PART // max(1, units)), rows * inner
     sums = np.zeros((-(-positions // chunk), blocks, units), np.float32)
     q = np.empty_like(h)
     over_ranges(_usage, positions, h, np.float32(scale), sums, chunk, q, chunk=chunk)
@@ -25,7 +27,7 @@ def usage_gradient(upstream: np.ndarray, q: np.ndarray, scale: float) -> np.ndar
     """scale B / (P S) q_u (G_u - sum_v G_v q_v), upstream gradient G (B, U) and q (P, U, S)."""
     out = np.empty_like(q)
     each = np.float32(scale * len(upstream) / max(1, q.shape[0] * q.shape[2]))
-    chunk = positions_at_a_time(q.shape[1] * q.shape[2])
+    chunk = share(len(q), q.shape[1] * q.shape[2])
     if q.shape[2] == 1:
         over_ranges(_gradient_of_rows, len(q), upstream, q[:, :, 0], each, out[:, :, 0], chunk=chunk)
     else:
@@ -53,10 +55,11 @@ def _add(z, start, inner, sums, count):  # type: ignore[no-untyped-def]
     """Add a tile's probabilities to those of their blocks."""
     blocks, units = sums.shape
     if inner == 1:
+        b = start % blocks
         for t in range(count):
-            b = (start + t) % blocks
             for u in range(units):
                 sums[b, u] += z[u, t]
+            b = b + 1 if b + 1 < blocks else 0
         return
     t = 0
     while t < count:
@@ -87,9 +90,11 @@ def _gradient(upstream, q, scale, out, first, last):  # type: ignore[no-untyped-
 @summed
 def _gradient_of_rows(upstream, q, scale, out, first, last):  # type: ignore[no-untyped-def]
     """:func:`_gradient` of arrays (P, U), where the loops over competitors are the contiguous ones."""
-    units = q.shape[1]
+    units, blocks = q.shape[1], len(upstream)
+    b = first % blocks
     for p in range(first, last):
-        g = upstream[p % len(upstream)]
+        g = upstream[b]
+        b = b + 1 if b + 1 < blocks else 0
         mean = np.float32(0)
         for u in range(units):
             mean += g[u] * q[p, u]
