@@ -29,7 +29,8 @@ class Sparsified(NamedTuple):
     timings: dict[Shape, Timing]
 
     def __str__(self) -> str:
-        lines = [f"Winners only at {len(self.pairs)} of {len(self.pairs + self.left)} competitions"]
+        found = len(self.pairs), len(self.pairs) + len(self.left)
+        lines = ["Winners only, where faster, at {} of {} competitions".format(*found)]
         if self.left:
             lines[0] += f"; no linear layer or 1 x 1 convolution alone reads {', '.join(self.left)}"
         if self.folded:

@@ -70,7 +70,7 @@ def compete(
 
     drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
     values, winner, relaxed = competition.compete(_array(h, axis), float(beta), float(tau), *drawn)
-    place = torch.from_numpy(winner).view(_without(h, axis))
+    place = torch.from_numpy(winner.reshape(_without(h, axis)))
     return _shaped_like(h, values), place, _shaped_like(h, relaxed)
 
 
@@ -86,7 +86,7 @@ def winners(h: Tensor, beta: Tensor, noise: Tensor, seed: Tensor | None, axis: i
 
     drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
     values, winner, _ = competition.compete(_array(h, axis), float(beta), None, *drawn)
-    return _shaped_like(h, values), torch.from_numpy(winner).view(_without(h, axis))
+    return _shaped_like(h, values), torch.from_numpy(winner.reshape(_without(h, axis)))
 
 
 @winners.register_fake
@@ -94,17 +94,25 @@ def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64)
 
 
-def fire(h: Tensor, beta: float, noise: float, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
-    """The winners' values and places among all units (int64), both of size 1 along ``axis``.
+def fire(
+    x: Tensor, competitors: int, beta: float, noise: float, seed: Tensor | None, dim: int
+) -> tuple[Tensor, Tensor]:
+    """The winners' values and places among all D units (int64), both with B along ``dim``.
 
     No operator: what it serves is never traced, and one costs as much as the winners of a few hundred tokens.
+    So does each operation of torch that finds caches full of something else; there are few here.
+
+    Args:
+        dim: axis of the units, counted from the front.
     """
     from lwta.cpu import competition
 
-    drawn = (0.0, 0) if seed is None else (noise, int(seed))
-    found = competition.fire(_array(h, axis), h.shape[axis - 1], beta, *drawn)
-    values, unit = (torch.from_numpy(array).view(_without(h, axis)) for array in found)
-    return values, unit
+    before, units, after = in_three(x, dim)
+    blocks = units // competitors
+    h = x.detach().contiguous().numpy().reshape(before * blocks, competitors, after)
+    values, unit = competition.fire(h, blocks, beta, *((0.0, 0) if seed is None else (noise, int(seed))))
+    shape = (*x.shape[:dim], blocks, *x.shape[dim + 1 :])
+    return torch.from_numpy(values.reshape(shape)), torch.from_numpy(unit.reshape(shape))
 
 
 @_operator("lwta::gradient")
@@ -162,5 +170,5 @@ def _array(x: Tensor, axis: int) -> Any:
 
 
 def _shaped_like(x: Tensor, array: Any) -> Tensor:
-    found = torch.from_numpy(array).view(x.shape)
+    found = torch.from_numpy(array.reshape(x.shape))
     return found if x.is_contiguous() else torch.empty_like(x).copy_(found)

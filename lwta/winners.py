@@ -75,25 +75,33 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
     """
     noise, seed = competition.noise, competition.seed
     seed = seed if noise > 0 else None
-    dim = positive_axis(competition.dim, x.ndim)
-    last = x.movedim(dim, -1)
-    if seed is None and last.is_contiguous():  # noise is numbered along the axes as they come
-        x, dim = last, x.ndim - 1
-    h, axis = to_blocks(x.detach(), competition.competitors, dim), dim + 1
-    beta = competition.running_scale
-    if compiled_for(h):
-        values, unit = operators.fire(h, float(beta), noise, seed, axis)
+    dim, last = positive_axis(competition.dim, x.ndim), x.ndim - 1
+    # Noise is numbered along the axes as they come.
+    if dim < last and seed is None and (moved := x.movedim(dim, -1)).is_contiguous():
+        x, dim = moved, last
+    if compiled_for(x):
+        beta = float(competition.running_scale)
+        values, unit = operators.fire(x, competition.competitors, beta, noise, seed, dim)
     else:
-        if fused.serves(h, competition.competitors):  # which makes noise of its own
-            scales = as_tensor(beta), as_tensor(noise), as_tensor(competition.tau)
-            _, winner, _, _ = fused.compete(h, *scales, seed, None, None, False, axis)
-        else:
-            winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
-        values = h.gather(axis, winner)
-        first = torch.arange(0, x.shape[dim], competition.competitors, device=x.device)
-        unit = winner + first.view(-1, *[1] * (h.ndim - axis))
-    found = (each.squeeze(axis).movedim(dim, -1).contiguous() for each in (values, unit))
-    return FiredUnits(*found)
+        values, unit = _gathered(competition, x, dim, noise, seed)
+    if dim < last:
+        values, unit = values.movedim(dim, -1), unit.movedim(dim, -1)
+    return FiredUnits(values.contiguous(), unit.contiguous())
+
+
+def _gathered(
+    competition: Competition, x: Tensor, dim: int, noise: float, seed: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The winners' values and places among all units, both with B along ``dim``, by operations of torch."""
+    h, axis, beta = to_blocks(x.detach(), competition.competitors, dim), dim + 1, competition.running_scale
+    if fused.serves(h, competition.competitors):  # which makes noise of its own
+        scales = as_tensor(beta), as_tensor(noise), as_tensor(competition.tau)
+        _, winner, _, _ = fused.compete(h, *scales, seed, None, None, False, axis)
+    else:
+        winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
+    first = torch.arange(0, x.shape[dim], competition.competitors, device=x.device)
+    unit = winner + first.view(-1, *[1] * (h.ndim - axis))
+    return h.gather(axis, winner).squeeze(axis), unit.squeeze(axis)
 
 
 class WinnersOnly(nn.Module):
@@ -139,14 +147,16 @@ class WinnersOnly(nn.Module):
 
     def _takes(self, x: Tensor) -> TypeGuard[Deferred]:
         """Whether these are winners to be summed, not values that somebody used or that are to be cast."""
+        if not isinstance(x, Deferred) or x.computed is not None:
+            return False
+        dim = positive_axis(x.competition.dim, x.ndim)
         return (
-            isinstance(x, Deferred)
-            and x.computed is None
+            dim == (1 if self.weight.ndim == 4 else x.ndim - 1)
+            and x.shape[dim] == self.in_features
             and x.numel() > 0
             and x.dtype == self.weight.dtype
             and not torch.is_grad_enabled()
             and not torch.is_autocast_enabled(x.device.type)
-            and positive_axis(x.competition.dim, x.ndim) == (1 if self.weight.ndim == 4 else x.ndim - 1)
         )
 
     def product(self, values: Tensor) -> Tensor:

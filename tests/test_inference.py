@@ -103,7 +103,8 @@ def test_what_is_read_elsewhere_too_stays_dense(also):
     before = output(model, x)
     done = sparsify(model, x)
     assert (done.pairs, done.left) == ([], ["act"])
-    said = "Winners only at 0 of 1 competitions; no linear layer or 1 x 1 convolution alone reads act"
+    why = "no linear layer or 1 x 1 convolution alone reads act"
+    said = f"Winners only, where faster, at 0 of 1 competitions; {why}"
     assert str(done) == said
     torch.testing.assert_close(output(model, x), before, rtol=0, atol=0)
 
@@ -310,7 +311,7 @@ def test_an_image_is_explained_by_its_winners(compared, tmp_path, capsys):
         dissect.main([*args, f"--winners_only={winners}"])
         said = capsys.readouterr()
         found.append(json.loads(said.out))
-        assert said.err.count("Winners only at 2 of 2 competitions") == (winners == "true")
+        assert said.err.count("Winners only, where faster, at 2 of 2 competitions") == (winners == "true")
     assert_close(*found)
 
 

@@ -68,15 +68,19 @@ def test_the_first_of_equals_fires_and_nan_is_not_hidden():
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7, 24), (2, 3, 24), (24,), (2, 24, 3, 5)])
-def test_the_sum_of_rows_is_the_product(shape, bias):
+@pytest.mark.parametrize(
+    ("dtype", "near"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)]
+)
+def test_the_sum_of_rows_is_the_product(shape, bias, dtype, near):
     conv = len(shape) == 4
     reader = nn.Conv2d(24, 10, 1, bias=bias) if conv else nn.Linear(24, 10, bias=bias)
-    competition, x = Competition(8, 1 if conv else -1, normalize=False).eval(), randn(*shape)
-    layer = WinnersOnly(reader, {})
+    competition, x = Competition(8, 1 if conv else -1, normalize=False).eval(), randn(*shape).to(dtype)
+    layer = WinnersOnly(reader.to(dtype), {})
     with torch.no_grad():
         found = layer.sum(fired_units(competition, x), x)
         expected = copy.deepcopy(reader).double()(competition(x).values.double())
-    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found.double().numpy(), expected.numpy(), rtol=near, atol=near)
     assert found.is_contiguous()
 
 
@@ -133,10 +137,11 @@ def test_copies_and_casts_compute_on():
     assert output(model, x[:0]).shape == (0, 3)
 
 
-def test_a_compiled_network_takes_the_dense_path(compiler):
+def test_a_compiled_network_takes_the_dense_path(compiler, monkeypatch):
     model, x = mlp(), randn(9, 6)
     expected = output(model, x)
     sparsify(model, x)
+    monkeypatch.setattr(WinnersOnly, "sum", lambda *_: pytest.fail("a sum of rows was traced"))
     torch.testing.assert_close(output(compiler(always(model, True)), x), expected)
 
 

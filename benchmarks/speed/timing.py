@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def machine(command: list[str], threads: int) -> dict[str, Any]:
     """What a file of times says of where they come from."""
     return {
         "command": "python -m benchmarks.speed " + " ".join(command),
-        "commit": _output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=7"),
+        "commit": _commit(),
         "date": date.today().isoformat(),
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -64,6 +65,12 @@ def machine(command: list[str], threads: int) -> dict[str, Any]:
         "torch": torch.__version__,
         "allocator": {k: os.environ[k] for k in sorted(os.environ) if k.startswith("MALLOC_")},
     }
+
+
+@cache
+def _commit() -> str:
+    """Before the first row is written, which changes the working tree."""
+    return _output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=7")
 
 
 def _processor() -> str:
