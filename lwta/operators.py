@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -94,25 +95,34 @@ def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
     return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64)
 
 
-def fire(
-    x: Tensor, competitors: int, beta: float, noise: float, seed: Tensor | None, dim: int
-) -> tuple[Tensor, Tensor]:
-    """The winners' values and places among all D units (int64), both with B along ``dim``.
+def sum_winners(
+    x: Tensor,
+    competitors: int,
+    beta: float,
+    noise: float,
+    seed: Tensor | None,
+    dim: int,
+    rows: Tensor,
+    bias: Tensor | None,
+) -> Tensor:
+    """bias + the sum over the winners of value times row, (..., K) with the positions first.
 
     No operator: what it serves is never traced, and one costs as much as the winners of a few hundred tokens.
     So does each operation of torch that finds caches full of something else; there are few here.
 
     Args:
-        dim: axis of the units, counted from the front.
+        x: units along ``dim``, counted from the front.
+        rows: (D, K).
     """
-    from lwta.cpu import competition
+    from lwta.cpu import rows as loops
 
     before, units, after = in_three(x, dim)
     blocks = units // competitors
     h = x.detach().contiguous().numpy().reshape(before * blocks, competitors, after)
-    values, unit = competition.fire(h, blocks, beta, *((0.0, 0) if seed is None else (noise, int(seed))))
-    shape = (*x.shape[:dim], blocks, *x.shape[dim + 1 :])
-    return torch.from_numpy(values.reshape(shape)), torch.from_numpy(unit.reshape(shape))
+    drawn = (0.0, 0) if seed is None else (noise, int(seed))
+    first = np.zeros(rows.shape[1], np.float32) if bias is None else bias.detach().numpy()
+    out = loops.sum_winners(h, blocks, beta, rows.numpy(), first, *drawn)
+    return torch.from_numpy(out.reshape(*x.shape[:dim], *x.shape[dim + 1 :], rows.shape[1]))
 
 
 @_operator("lwta::gradient")

@@ -73,35 +73,27 @@ def fired_units(competition: Competition, x: Tensor) -> FiredUnits:
     Args:
         x: units along the competition's axis; the other axes are positions.
     """
-    noise, seed = competition.noise, competition.seed
-    seed = seed if noise > 0 else None
+    x, dim, seed = _competing(competition, x)
+    h, axis, beta = to_blocks(x.detach(), competition.competitors, dim), dim + 1, competition.running_scale
+    if fused.serves(h, competition.competitors):  # which makes noise of its own
+        scales = as_tensor(beta), as_tensor(competition.noise), as_tensor(competition.tau)
+        _, winner, _, _ = fused.compete(h, *scales, seed, None, None, False, axis)
+    else:
+        winner = perturbed(h, beta, competition.noise, seed, axis).argmax(axis, keepdim=True)
+    first = torch.arange(0, x.shape[dim], competition.competitors, device=x.device)
+    unit = winner + first.view(-1, *[1] * (h.ndim - axis))
+    found = (each.squeeze(axis).movedim(dim, -1).contiguous() for each in (h.gather(axis, winner), unit))
+    return FiredUnits(*found)
+
+
+def _competing(competition: Competition, x: Tensor) -> tuple[Tensor, int, Tensor | None]:
+    """Units, their axis, which is the last where that takes no copy, and the seed of a sample."""
+    seed = competition.seed if competition.noise > 0 else None
     dim, last = positive_axis(competition.dim, x.ndim), x.ndim - 1
     # Noise is numbered along the axes as they come.
     if dim < last and seed is None and (moved := x.movedim(dim, -1)).is_contiguous():
-        x, dim = moved, last
-    if compiled_for(x):
-        beta = float(competition.running_scale)
-        values, unit = operators.fire(x, competition.competitors, beta, noise, seed, dim)
-    else:
-        values, unit = _gathered(competition, x, dim, noise, seed)
-    if dim < last:
-        values, unit = values.movedim(dim, -1), unit.movedim(dim, -1)
-    return FiredUnits(values.contiguous(), unit.contiguous())
-
-
-def _gathered(
-    competition: Competition, x: Tensor, dim: int, noise: float, seed: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The winners' values and places among all units, both with B along ``dim``, by operations of torch."""
-    h, axis, beta = to_blocks(x.detach(), competition.competitors, dim), dim + 1, competition.running_scale
-    if fused.serves(h, competition.competitors):  # which makes noise of its own
-        scales = as_tensor(beta), as_tensor(noise), as_tensor(competition.tau)
-        _, winner, _, _ = fused.compete(h, *scales, seed, None, None, False, axis)
-    else:
-        winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
-    first = torch.arange(0, x.shape[dim], competition.competitors, device=x.device)
-    unit = winner + first.view(-1, *[1] * (h.ndim - axis))
-    return h.gather(axis, winner).squeeze(axis), unit.squeeze(axis)
+        return moved, last, seed
+    return x, dim, seed
 
 
 class WinnersOnly(nn.Module):
@@ -138,7 +130,7 @@ class WinnersOnly(nn.Module):
         h, competition = x.h, x.competition
         paths = (
             lambda: self.product(competition(h).values),
-            lambda: self.sum(fired_units(competition, h), h),
+            lambda: self.sum(competition, h),
         )
         shape = self._shape(h, competition)
         if shape not in self.timings:
@@ -164,20 +156,31 @@ class WinnersOnly(nn.Module):
         function = F.conv2d if self.weight.ndim == 4 else F.linear
         return function(values, self.weight, self.bias)
 
-    def sum(self, fired: FiredUnits, like: Tensor) -> Tensor:
-        """The same of winners alone, in the layout of the units ``like``."""
-        blocks = fired.unit.shape[-1]
-        unit, values = fired.unit.view(-1, blocks), fired.values.view(-1, blocks)
-        out = F.embedding_bag(unit, self._transposed(), mode="sum", per_sample_weights=values)
-        if self.bias is not None:
-            out += self.bias
-        out = out.view(*fired.unit.shape[:-1], -1)
+    def sum(self, competition: Competition, h: Tensor) -> Tensor:
+        """The same of winners alone, in the layout of the units ``h``."""
+        out = self._compiled_sum(competition, h) if compiled_for(h) else self._bags(competition, h)
         if self.weight.ndim == 2:
             return out
-        last = like.is_contiguous(memory_format=torch.channels_last)
+        last = h.is_contiguous(memory_format=torch.channels_last)
         return out.movedim(-1, 1).contiguous(
             memory_format=torch.channels_last if last else torch.contiguous_format
         )
+
+    def _compiled_sum(self, competition: Competition, h: Tensor) -> Tensor:
+        x, dim, seed = _competing(competition, h)
+        drawn = competition.noise, seed
+        scale = float(competition.running_scale)
+        rows = self._transposed()
+        return operators.sum_winners(x, competition.competitors, scale, *drawn, dim, rows, self.bias)
+
+    def _bags(self, competition: Competition, h: Tensor) -> Tensor:
+        values, unit = fired_units(competition, h)
+        blocks = unit.shape[-1]
+        unit, weights = unit.view(-1, blocks), values.view(-1, blocks)
+        out = F.embedding_bag(unit, self._transposed(), mode="sum", per_sample_weights=weights)
+        if self.bias is not None:
+            out += self.bias
+        return out.view(*values.shape[:-1], -1)
 
     def _transposed(self) -> Tensor:
         """The weight (D, K), copied anew where it has changed."""

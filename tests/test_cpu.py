@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lwta import compiled, functional, threads
 from lwta.compiled import exp, log
-from lwta.cpu import competition, noise, usage
+from lwta.cpu import competition, noise, rows, usage
 from lwta.noise import gumbel_like
 from lwta.operators import compiled_for
 from tests import reference
@@ -139,6 +139,7 @@ def test_usage_and_its_gradient_agree_with_torch_in_double_precision(blocks, sha
 @pytest.mark.parametrize("shape", [(30_000, 24, 1), (30_000, 2, 1), (2, 24, 30_000)])
 def test_threads_change_nothing(shape):
     h = np.random.default_rng(0).standard_normal(shape, np.float32)
+    table = np.random.default_rng(1).standard_normal((2 * shape[1], 5), np.float32)
     before = torch.get_num_threads()
     found = []
     try:
@@ -147,7 +148,8 @@ def test_threads_change_nothing(shape):
             values, winner, relaxed = competition.compete(h, 1.0, 0.3, 0.5, 9)
             found.append([values, winner, relaxed, competition.gradient(h, h, relaxed, winner, 2.0)])
             shares, q = usage.usage(h, 2, 1.5)
-            found[-1] += [shares, q, usage.usage_gradient(shares, q, 1.5), *competition.fire(h, 2, 1.0)]
+            found[-1] += [shares, q, usage.usage_gradient(shares, q, 1.5)]
+            found[-1].append(rows.sum_winners(h, 2, 1.0, table, table[0]))
     finally:
         torch.set_num_threads(before)
     assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
@@ -160,13 +162,27 @@ def test_the_first_of_equals_wins_and_nan_is_not_hidden():
     assert np.isnan(values[1, 1, 0])
 
 
-@pytest.mark.parametrize("shape", [(1000, 3, 1), (5000, 2, 1), (10, 3, 700)])
-def test_those_that_fired_are_numbered_across_blocks_and_tiles(shape):
+@pytest.mark.parametrize("scale", [0.0, 0.7])
+@pytest.mark.parametrize(
+    ("blocks", "shape"),
+    [
+        (5, (1000, 3, 1)),
+        (5, (5000, 2, 1)),
+        (5, (10, 3, 700)),
+        (1, (3, 4, 1)),
+        (8, (16, 24, 9)),
+        (400, (800, 48, 1)),
+    ],
+)
+def test_the_rows_of_those_that_fired_are_summed_across_blocks_and_tiles(blocks, shape, scale):
     h = np.random.default_rng(0).standard_normal(shape, np.float32)
-    values, winner, _ = competition.compete(h, 1.3, None, 0.7, 5)
-    fired, unit = competition.fire(h, 5, 1.3, 0.7, 5)
-    assert np.array_equal(unit, winner + shape[1] * (np.arange(len(h)) % 5)[:, None])
-    assert np.array_equal(fired, values.sum(1))
+    table = np.random.default_rng(1).standard_normal((blocks * shape[1], 7), np.float32)
+    bias = np.random.default_rng(2).standard_normal(7, np.float32)
+    values, _, _ = competition.compete(h, 1.3, None, scale, 5)
+    units = values.reshape(-1, len(table), shape[2]).swapaxes(1, 2).reshape(-1, len(table))
+    expected = units.astype(np.float64) @ table + bias
+    found = rows.sum_winners(h, blocks, 1.3, table, bias, scale, 5)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 class Followed(TorchDispatchMode):
@@ -253,16 +269,17 @@ def test_other_types_take_the_path_of_torch():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_element_of_an_output_is_written(shape, monkeypatch):
     h, upstream = (np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in (0, 1))
+    table = np.random.default_rng(2).standard_normal((shape[1], 5), np.float32)
 
     def found():
         values, winner, relaxed = competition.compete(h, 1.3, 0.4, 0.7, 5)
-        each, unit = competition.fire(h, 1, 1.3, 0.7, 5)
+        read = rows.sum_winners(h, 1, 1.3, table, table[0], 0.7, 5)
         shares, q = usage.usage(h, 1, 1.5)
         gradients = (
             competition.gradient(upstream, h, relaxed, winner, 2.0),
             usage.usage_gradient(shares, q, 1.5),
         )
-        return [values, winner, relaxed, each, unit, shares, q, *gradients]
+        return [values, winner, relaxed, read, shares, q, *gradients]
 
     expected, empty, empty_like = found(), np.empty, np.empty_like  # compiled before anything is poisoned
 
@@ -274,8 +291,6 @@ def test_every_element_of_an_output_is_written(shape, monkeypatch):
     monkeypatch.setattr(np, "empty_like", lambda *a, **k: poisoned(empty_like(*a, **k)))
     for one, other in zip(found(), expected, strict=True):
         assert np.array_equal(one, other)
-    assert np.array_equal(expected[3], np.take_along_axis(h, expected[4][:, None], 1)[:, 0])
-    assert np.array_equal(expected[4], expected[1])
 
 
 # --- threads ----------------------------------------------------------------------------------------

@@ -71,17 +71,22 @@ def test_the_first_of_equals_fires_and_nan_is_not_hidden():
 @pytest.mark.parametrize(
     ("dtype", "near"), [(torch.float32, 1e-5), (torch.float64, 1e-12), (torch.bfloat16, 2e-2)]
 )
-def test_the_sum_of_rows_is_the_product(shape, bias, dtype, near):
+@pytest.mark.parametrize("seed", [None, torch.tensor(5)])
+@pytest.mark.parametrize("last", [False, True])
+def test_the_sum_of_rows_is_the_product(shape, bias, dtype, near, seed, last):
     conv = len(shape) == 4
     reader = nn.Conv2d(24, 10, 1, bias=bias) if conv else nn.Linear(24, 10, bias=bias)
-    competition, x = Competition(8, 1 if conv else -1, normalize=False).eval(), randn(*shape).to(dtype)
+    competition = Competition(8, 1 if conv else -1, noise=0.8, normalize=False).eval()
+    competition.seed = seed
+    layout = torch.channels_last if conv and last else torch.contiguous_format
+    x = randn(*shape).to(dtype).contiguous(memory_format=layout)
     layer = WinnersOnly(reader.to(dtype), {})
     with torch.no_grad():
-        found = layer.sum(fired_units(competition, x), x)
+        found = layer.sum(competition, x)
         expected = copy.deepcopy(reader).double()(competition(x).values.double())
     assert found.dtype == dtype
     np.testing.assert_allclose(found.double().numpy(), expected.numpy(), rtol=near, atol=near)
-    assert found.is_contiguous()
+    assert found.is_contiguous(memory_format=layout)
 
 
 def test_samples_are_those_of_the_dense_path():

@@ -32,21 +32,6 @@ def compete(
     return values, winner, relaxed
 
 
-def fire(
-    h: np.ndarray, blocks: int, beta: float, noise: float = 0.0, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Each winner's value (P, S), and its place among D = B U units (P, S) int64.
-
-    Args:
-        h: contiguous units (P, U, S); of P rows that follow each other each B are the blocks of one sample.
-    """
-    values = np.empty((h.shape[0], h.shape[2]), np.float32)
-    unit = np.empty(values.shape, np.int64)
-    arguments = (h, blocks, np.float32(beta), np.float32(noise), *key_of(seed), values, unit)
-    over_ranges(_fire, unit.size, *arguments, chunk=share(unit.size, h.shape[1]))
-    return values, unit
-
-
 def gradient(
     upstream: np.ndarray, h: np.ndarray, relaxed: np.ndarray, winner: np.ndarray, scale: float
 ) -> np.ndarray:
@@ -69,7 +54,7 @@ def _compete(h, beta, noise, inverse, low, high, values, winner, relaxed, first,
     best, total, place = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.int32)
     for start in range(first, last, width):
         count = min(width, last - start)
-        _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
+        meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
         if relaxed.size:
             soften(z, best, total, inverse, count)
             put_back(z, start, relaxed, count)
@@ -103,33 +88,7 @@ def _pass_winners(h, start, place, values, winner, count):  # type: ignore[no-un
 
 
 @compiled
-def _fire(h, blocks, beta, noise, low, high, values, unit, first, last):  # type: ignore[no-untyped-def]
-    units = h.shape[1]
-    width = tile_width(units)
-    z, words = np.empty((units, width), np.float32), np.empty((4, width), np.uint32)
-    best, place = np.empty(width, np.float32), np.empty(width, np.int32)
-    for start in range(first, last, width):
-        count = min(width, last - start)
-        _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count)
-        _take_winners(h, start, blocks, place, values, unit, count)
-
-
-@compiled
-def _take_winners(h, start, blocks, place, values, unit, count):  # type: ignore[no-untyped-def]
-    units, inner = h.shape[1], h.shape[2]
-    p, s = divmod(start, inner)
-    first = p % blocks * units  # of its block; dividing at each position would cost as much as all the rest
-    for t in range(count):
-        unit[p, s] = first + place[t]
-        values[p, s] = h[p, place[t], s]
-        s += 1
-        if s == inner:
-            p, s = p + 1, 0
-            first = first + units if first + units < blocks * units else 0
-
-
-@compiled
-def _meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count):  # type: ignore[no-untyped-def]
+def meet_in_tile(h, start, beta, noise, low, high, z, words, best, place, count):  # type: ignore[no-untyped-def]
     """z = beta h + s g of the positions from ``start`` on, its largest, and where that is."""
     lay_out(h, start, beta, z, count)
     if noise > 0:
