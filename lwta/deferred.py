@@ -6,6 +6,7 @@ from torch.nn.modules import module as every_module
 from torch.utils._pytree import tree_map_only
 
 from lwta.layers import LWTA, Competition
+from lwta.operators import is_transformed
 
 
 class Deferred(Tensor):
@@ -79,6 +80,7 @@ class Deferring(LWTA):
             or torch.compiler.is_compiling()
             or torch.jit.is_tracing()
             or type(x) is not Tensor
+            or is_transformed(x)
             or every_module._global_forward_hooks
             or every_module._global_forward_pre_hooks
             or has_hooks(self)

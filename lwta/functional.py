@@ -24,6 +24,8 @@ from lwta import fused, operators
 from lwta.gradient import MeanUsage, StraightThrough, keep_winners, one_hot, perturbed, working_dtype
 from lwta.operators import as_tensor, compiled_for
 
+_DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
+
 
 class Winners(NamedTuple):
     """Outcome of a competition.
@@ -48,7 +50,15 @@ def to_blocks(x: Tensor, competitors: int, dim: int) -> Tensor:
     >>> to_blocks(torch.zeros(3, 12), competitors=4, dim=-1).shape
     torch.Size([3, 3, 4])
     """
-    units = x.shape[dim]
+    return x.unflatten(dim, (blocks_of(x.shape[dim], competitors), competitors))
+
+
+def blocks_of(units: int, competitors: int) -> int:
+    """B, as :func:`to_blocks` splits D units; raises as it does.
+
+    >>> blocks_of(384, 24)
+    16
+    """
     if competitors < 2:
         raise ValueError(f"a block needs at least 2 competitors, got {competitors}")
     if units % competitors:
@@ -56,7 +66,7 @@ def to_blocks(x: Tensor, competitors: int, dim: int) -> Tensor:
             f"{competitors} competitors do not divide {units} units; "
             f"choose one of {', '.join(map(str, nearest_divisors(units, competitors)))}"
         )
-    return x.unflatten(dim, (units // competitors, competitors))
+    return units // competitors
 
 
 def positive_axis(dim: int, ndim: int) -> int:
@@ -137,8 +147,7 @@ def checked(
     x: Tensor, competitors: int, dim: int, noise: float, tau: float, seed: Tensor | None
 ) -> tuple[Tensor, int, Tensor | None]:
     """Blocks, the axis of their competitors, and the seed, None without noise; raises as :func:`lwta`."""
-    if not x.is_floating_point():
-        raise TypeError(f"competition needs a floating-point tensor, got {x.dtype}")
+    check_dtype(x)
     if noise < 0 or tau <= 0:
         raise ValueError(f"noise must be at least 0 and tau above 0, got noise={noise}, tau={tau}")
     dim = positive_axis(dim, x.ndim)
@@ -146,6 +155,13 @@ def checked(
     if noise > 0 and seed is None:
         raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
     return h, dim + 1, seed if noise > 0 else None
+
+
+def check_dtype(x: Tensor) -> None:
+    """Raise TypeError for what cannot compete."""
+    if x.dtype not in _DTYPES:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise TypeError(f"competition needs one of {known}, got {x.dtype}; convert it first")
 
 
 def winner_probabilities(
@@ -215,7 +231,7 @@ def mean_usage(
     if compiled_for(h):
         return MeanUsage.apply(h, beta / noise, axis)
     q = winner_probabilities(x, competitors, dim=dim, beta=beta, noise=noise)
-    return q.movedim((axis - 1, axis), (-2, -1)).flatten(0, -3).mean(0)
+    return q.movedim((axis - 1, axis), (-2, -1)).reshape(-1, *q.shape[axis - 1 : axis + 1]).mean(0)
 
 
 def usage_entropy(usage: Float[Tensor, "B U"]) -> Float[Tensor, ""]:

@@ -67,7 +67,7 @@ class Competition(nn.Module):
         return self.beta / self.spread if self.normalize and unread else self.logit_scale
 
     def _batch_scale(self, x: Tensor) -> float | Tensor:
-        if not (self.normalize and self.training):
+        if not (self.normalize and self.training and x.numel()):
             return self.running_scale
         spread = x.detach().float().square().mean().sqrt().clamp_min(1e-6)
         self.batches.add_(1)
@@ -82,6 +82,9 @@ class Competition(nn.Module):
             asked: "usage" for :meth:`mean_usage`, "kl" for the KL to uniform of :meth:`probabilities`. They
                 come of the same pass where the fused kernels serve; elsewhere they are left to those methods.
         """
+        # Before anything is counted: what is refused leaves the layer as it was.
+        functional.check_dtype(x)
+        functional.blocks_of(x.shape[self.dim], self.competitors)
         noise, seed, on_gpu = self.noise, self.seed, fused.serves(x, self.competitors)
         if self.training:
             seed = draw_seed(x.device if on_gpu else "cpu") if noise > 0 else None

@@ -12,14 +12,22 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, is_legacy_batchedtensor
+from torch.autograd.forward_ad import unpack_dual
 
 from lwta.noise import in_three
 
 
 def compiled_for(blocks: Tensor) -> bool:
     """Whether these operators serve for such units; an exported network goes where there are none."""
-    exporting = torch.compiler.is_exporting()
-    return not exporting and blocks.device.type == "cpu" and blocks.dtype == torch.float32
+    if torch.compiler.is_exporting() or blocks.device.type != "cpu" or blocks.dtype != torch.float32:
+        return False
+    return torch.compiler.is_compiling() or not is_transformed(blocks)
+
+
+def is_transformed(x: Tensor) -> bool:
+    """Whether a transform of torch.func or a forward-mode derivative rides on a tensor; loops drop it."""
+    return is_functorch_wrapped_tensor(x) or unpack_dual(x).tangent is not None
 
 
 def as_tensor(scale: float | Tensor) -> Tensor:
@@ -33,8 +41,9 @@ def as_tensor(scale: float | Tensor) -> Tensor:
 def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     """A function of units, more, and at the end scales, as an operator for autograd functions to call.
 
-    Called with ``scales``, numbers or tensors, it goes through torch only where that could matter: where
-    somebody compiles, traces or follows operators. Outside autograd functions it would lose a gradient.
+    Called with ``scales``, numbers or tensors, it goes through torch where somebody compiles, traces or
+    follows operators or a tensor is more than its memory. Outside autograd functions gradients would be
+    lost.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -42,7 +51,7 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
         @wraps(function)
         def call(*arguments: Any, scales: tuple[float | Tensor, ...]) -> Any:
-            if _followed(arguments[0]):
+            if _followed() or not all(_plain(x) for x in arguments if isinstance(x, Tensor)):
                 return operator(*arguments, *map(as_tensor, scales))
             return function(*arguments, *scales)
 
@@ -52,14 +61,20 @@ def _operator(name: str) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def _followed(x: Tensor) -> bool:
-    """Whether anybody could see which operators take a tensor."""
+def _followed() -> bool:
+    """Whether anybody sees which operators run."""
     return (
         torch.compiler.is_compiling()
         or torch.jit.is_tracing()
-        or type(x) is not Tensor
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch.autograd._profiler_enabled()
     )
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether a tensor is what its memory holds: no subclass, no batch of them, no sign yet to be turned."""
+    batched = is_functorch_wrapped_tensor(x) or is_legacy_batchedtensor(x)
+    return type(x) is Tensor and not (batched or x.is_neg() or x._is_zerotensor())
 
 
 @_operator("lwta::compete")

@@ -48,7 +48,8 @@ def over_ranges(kernel: Any, count: int, *arguments: Any, chunk: int) -> None:
 
 def share(count: int, units: int) -> int:
     """Of ``count`` positions of ``units`` each what one thread takes, where they are shared out evenly."""
-    return max(-(-count // torch.get_num_threads()), _LEAST // max(1, units), 1)
+    parts = max(1, min(torch.get_num_threads(), count * units // _LEAST))
+    return max(1, -(-count // parts))
 
 
 def team_serves() -> bool:

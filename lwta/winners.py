@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lwta import fused, operators
 from lwta.deferred import Deferred, version_of
-from lwta.functional import positive_axis, to_blocks
+from lwta.functional import blocks_of, positive_axis, to_blocks
 from lwta.gradient import perturbed
 from lwta.layers import Competition
 from lwta.operators import as_tensor, compiled_for
@@ -90,6 +90,7 @@ def _competing(competition: Competition, x: Tensor) -> tuple[Tensor, int, Tensor
     """Units, their axis, which is the last where that takes no copy, and the seed of a sample."""
     seed = competition.seed if competition.noise > 0 else None
     dim, last = positive_axis(competition.dim, x.ndim), x.ndim - 1
+    blocks_of(x.shape[dim], competition.competitors)
     # Noise is numbered along the axes as they come.
     if dim < last and seed is None and (moved := x.movedim(dim, -1)).is_contiguous():
         return moved, last, seed

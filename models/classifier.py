@@ -203,7 +203,7 @@ class Classifier(LightningModule):
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         made = any(isinstance(module, WinnersOnly) for module in self.backbone.modules())
-        if self.hparams["winners_only"] and not made:
+        if self.hparams["winners_only"] and not made and batch_idx == 0:
             rank_zero_info(str(sparsify(self.backbone, batch[0], fold=False)))  # norms stay, to train on
         for samples in self.hparams["test_evaluations"]:
             self._evaluate(batch, batch_idx, samples)

@@ -9,9 +9,10 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lwta import compiled, functional, threads
+from lwta import compiled, functional, operators, threads
 from lwta.compiled import exp, log
 from lwta.cpu import competition, noise, rows, usage
 from lwta.noise import gumbel_like
@@ -198,7 +199,7 @@ class Followed(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("beta", [1.3, torch.tensor(1.3)])
-def test_functions_called_directly_are_those_of_the_operators_that_others_follow(beta):
+def test_functions_called_directly_are_those_of_the_operators_that_others_follow(beta, monkeypatch):
     def found():
         leaf = torch.randn(50, 48, generator=torch.Generator().manual_seed(0)).requires_grad_()
         options = {"dim": 1, "beta": beta, "noise": 1.0, "tau": 0.5, "seed": torch.tensor(3)}
@@ -212,8 +213,71 @@ def test_functions_called_directly_are_those_of_the_operators_that_others_follow
     assert {name for name in followed.names if name.startswith("lwta")} == {
         f"lwta::{name}" for name in ("compete", "gradient", "usage", "usage_gradient")
     }
+    monkeypatch.setattr(operators, "as_tensor", lambda _: pytest.fail("an operator was called"))
     for one, other in zip(found(), expected, strict=True):
         assert torch.equal(one, other)
+
+
+def double(x):
+    """A view of which torch turns the sign when somebody reads it."""
+    return torch._neg_view(-x)
+
+
+@pytest.mark.parametrize("place", ["units", "upstream"])
+def test_tensors_that_are_more_than_their_memory_are_computed_by_torch(place):
+    x, upstream = (torch.randn(5, 48, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+
+    def gradient(x, upstream):
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(functional.lwta(leaf, 24, dim=1, relaxed=True).values, leaf, upstream)[0]
+
+    lazy = (double(x), upstream) if place == "units" else (x, double(upstream))
+    assert any(each.is_neg() for each in lazy)
+    assert torch.equal(gradient(*lazy), gradient(x, upstream))
+    assert gradient(x, torch._efficientzerotensor(5, 48)).abs().sum() == 0
+
+
+def test_gradients_in_a_batch_are_those_one_by_one():
+    x, several = torch.randn(5, 48, requires_grad=True), torch.randn(3, 5, 48)
+    values = functional.lwta(x, 24, dim=1, relaxed=True).values
+    found = torch.autograd.grad(values, x, several, is_grads_batched=True, retain_graph=True)[0]
+    for one, upstream in zip(found, several, strict=True):
+        assert torch.equal(one, torch.autograd.grad(values, x, upstream, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forward_derivatives_in_evaluation_are_those_of_the_winners(dtype):
+    def winners(x):
+        return functional.lwta(x, 24, dim=1).values
+
+    x = torch.randn(5, 48, dtype=dtype)
+    expected = (winners(x) != 0).to(dtype)
+    assert torch.equal(torch.func.jvp(winners, (x,), (torch.ones_like(x),))[1], expected)
+    with forward_ad.dual_level():
+        out = winners(forward_ad.make_dual(x, torch.ones_like(x)))
+        assert torch.equal(forward_ad.unpack_dual(out).tangent, expected)
+    assert torch.equal(torch.func.vmap(winners)(x[None])[0], winners(x))
+
+
+@pytest.mark.parametrize(("blocks", "shape"), [(5, (35, 2, 1)), (7, (35, 3, 1)), (5, (35, 24, 9))])
+def test_however_the_positions_are_shared_out_the_loops_find_the_same(blocks, shape, monkeypatch):
+    h, upstream = (np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in (0, 1))
+    table = np.random.default_rng(2).standard_normal((blocks * shape[1], 5), np.float32)
+
+    def found():
+        values, winner, relaxed = competition.compete(h, 1.3, 0.4, 0.7, 5)
+        gradient = competition.gradient(upstream, h, relaxed, winner, 2.0)
+        shares, q = usage.usage(h, blocks, 1.5)
+        others = usage.usage_gradient(shares, q, 1.5), noise.gumbel(shape, 3)
+        read = rows.sum_winners(h, blocks, 1.3, table, table[0], 0.7, 5)
+        return [values, winner, relaxed, gradient, shares, q, read, *others]
+
+    expected, odd = found(), []
+    for module in (competition, usage, noise, rows):
+        monkeypatch.setattr(module, "share", lambda count, units: odd.append(count) or 3)
+    for one, other in zip(found(), expected, strict=True):
+        assert np.array_equal(one, other)
+    assert len(odd) == 5
 
 
 @pytest.mark.parametrize("axis", [1, 2])

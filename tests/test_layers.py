@@ -481,3 +481,32 @@ def test_in_evaluation_logits_are_normalised_by_what_training_saw():
     torch.testing.assert_close(
         q, (batches[0].view(16, 3, 4) / spread / 0.1).softmax(-1), rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [
+        (torch.full((5, 46), 100.0), ValueError),
+        (torch.ones(5, 48, dtype=torch.complex64), TypeError),
+        (torch.ones(5, 48).to(torch.float8_e4m3fn), TypeError),
+        (torch.empty(0, 48), None),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_what_is_refused_or_empty_leaves_the_layer_as_it_was(x, error, dtype):
+    layer = LWTA(24, dim=-1).to(dtype).train()
+    before = copy.deepcopy(layer.state_dict())
+    if error is None:
+        assert layer(x.to(dtype)).shape == x.shape
+    else:
+        with pytest.raises(error, match="46 units" if error is ValueError else "competition needs one of"):
+            layer(x)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_mean_usage_of_one_position_is_that_of_a_batch_of_one():
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(48, dtype=dtype)
+        torch.testing.assert_close(mean_usage(x, 24, dim=0), mean_usage(x[None], 24, dim=1))

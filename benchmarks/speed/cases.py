@@ -1,6 +1,8 @@
 """What is timed on which device, and what it must reach."""
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
@@ -10,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks.speed import inference, training
-from benchmarks.speed.timing import REPOSITORY, machine
+from benchmarks.speed.layers import PUBLISHED
+from benchmarks.speed.timing import REPOSITORY, commit, machine
 from lwta.errors import InputError
 
 _LEAST = 20
+_BUSY = 0.5
 RESULTS = REPOSITORY / "benchmarks" / "results" / "speed"
 
 
@@ -108,6 +112,13 @@ def run_cases(clone: Path | None, only: str, threads: int, rounds: int, command:
         raise InputError(f"--only {only!r} matches no case; there are: {known}")
     if rounds < _LEAST:
         raise InputError(f"a median is of at least {_LEAST} rounds, not {rounds}")
+    if threads < 1:
+        raise InputError(f"threads must be at least 1, not {threads}")
+    if clone and not (clone / PUBLISHED).is_file():
+        raise InputError(f"{clone} has no {PUBLISHED}; clone github.com/konpanousis/DISCOVER and name it")
+    if (load := os.getloadavg()[0]) > _BUSY:
+        print(f"this machine is busy (load {load:.1f}): times will be off", file=sys.stderr)
+    commit()  # a run takes long enough for the tree to change
     torch.set_num_threads(threads)
     for case in chosen:
         print(case.name, flush=True)

@@ -6,18 +6,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lwta.errors import InputError
 from lwta.layers import NOISE, TAU
 
-_PUBLISHED = "timm/models/layers/activations.py"
+#: Where a clone has the layer.
+PUBLISHED = "timm/models/layers/activations.py"
 
 
 def published(clone: Path, competitors: int) -> nn.Module:
     """The layer of github.com/konpanousis/DISCOVER, whose competitors lie along the last axis."""
-    path = clone / _PUBLISHED
-    if not path.is_file():
-        raise InputError(f"{clone} has no {_PUBLISHED}; clone github.com/konpanousis/DISCOVER and name it")
-    spec = importlib.util.spec_from_file_location("published_activations", path)
+    spec = importlib.util.spec_from_file_location("published_activations", clone / PUBLISHED)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -24,13 +24,17 @@ def write_table() -> str:
 
 
 def _machines(rows: dict[str, Row]) -> list[str]:
-    told = {
-        f"{m['gpu'] or m['processor']}, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, "
-        f"{row['rounds']} rounds, commit {m['commit']}, `{_settings(m)}{m['command']}`"
-        for row in rows.values()
-        for m in [row["machine"]]
-    }
-    return ["; ".join(sorted(told))] if told else []
+    """What the rows come from, a line each, with their names where it is not the same for all."""
+    told: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        m = row["machine"]
+        text = (
+            f"{m['gpu'] or m['processor']}, {m['threads']} threads, torch {m['torch']}, "
+            f"Python {m['python']}, {row['rounds']} rounds, commit {m['commit']}, "
+            f"`{_settings(m)}{m['command']}`"
+        )
+        told.setdefault(text, []).append(name)
+    return list(told) if len(told) < 2 else [f"{text}: {'; '.join(names)}." for text, names in told.items()]
 
 
 def _settings(machine: Row) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -54,8 +55,8 @@ def summary(seconds: Mapping[str, list[float]]) -> dict[str, dict[str, float]]:
 def machine(command: list[str], threads: int) -> dict[str, Any]:
     """What a file of times says of where they come from."""
     return {
-        "command": "python -m benchmarks.speed " + " ".join(command),
-        "commit": _commit(),
+        "command": "python -m benchmarks.speed " + shlex.join(command),
+        "commit": commit(),
         "date": date.today().isoformat(),
         "processor": _processor(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -68,9 +69,11 @@ def machine(command: list[str], threads: int) -> dict[str, Any]:
 
 
 @cache
-def _commit() -> str:
-    """Before the first row is written, which changes the working tree."""
-    return _output("git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=7")
+def commit() -> str:
+    """What runs, as it was when first asked; a changed tree is dirty, results aside."""
+    git = ("git", "-C", str(REPOSITORY))
+    changed = _output(*git, "status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return _output(*git, "rev-parse", "--short=7", "HEAD") + ("-dirty" if changed else "")
 
 
 def _processor() -> str:
