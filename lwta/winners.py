@@ -169,10 +169,9 @@ class WinnersOnly(nn.Module):
 
     def _compiled_sum(self, competition: Competition, h: Tensor) -> Tensor:
         x, dim, seed = _competing(competition, h)
-        drawn = competition.noise, seed
-        scale = float(competition.running_scale)
+        scales = float(competition.running_scale), competition.noise
         rows = self._transposed()
-        return operators.sum_winners(x, competition.competitors, scale, *drawn, dim, rows, self.bias)
+        return operators.sum_winners(x, competition.competitors, *scales, seed, dim, rows, self.bias)
 
     def _bags(self, competition: Competition, h: Tensor) -> Tensor:
         values, unit = fired_units(competition, h)
