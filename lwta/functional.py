@@ -21,7 +21,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lwta import fused, operators
-from lwta.gradient import MeanUsage, StraightThrough, keep_winners, one_hot, perturbed, working_dtype
+from lwta.gradient import (
+    MeanUsage,
+    StraightThrough,
+    in_blocks,
+    keep_winners,
+    one_hot,
+    perturbed,
+    working_dtype,
+)
 from lwta.operators import as_tensor, compiled_for
 
 _DTYPES = torch.float32, torch.float64, torch.float16, torch.bfloat16
@@ -50,7 +58,8 @@ def to_blocks(x: Tensor, competitors: int, dim: int) -> Tensor:
     >>> to_blocks(torch.zeros(3, 12), competitors=4, dim=-1).shape
     torch.Size([3, 3, 4])
     """
-    return x.unflatten(dim, (blocks_of(x.shape[dim], competitors), competitors))
+    blocks_of(x.shape[dim], competitors)
+    return in_blocks(x, competitors, dim)
 
 
 def blocks_of(units: int, competitors: int) -> int:
@@ -129,32 +138,33 @@ def lwta(
     >>> values, winner
     (tensor([[ 0., -1.,  0.,  5.]]), tensor([[1, 1]]))
     """
-    h, axis, seed = checked(x, competitors, dim, noise, tau, seed)
+    dim, seed = checked(x, competitors, dim, noise, tau, seed)
     if fused.serves(x, competitors):
-        scales = (as_tensor(beta), as_tensor(noise), as_tensor(tau))
-        values, winner, _, _ = fused.compete(h, *scales, seed, None, None, relaxed, axis)
+        h, scales = to_blocks(x, competitors, dim), (as_tensor(beta), as_tensor(noise), as_tensor(tau))
+        values, winner, _, _ = fused.compete(h, *scales, seed, None, None, relaxed, dim + 1)
     elif relaxed:
-        values, winner = StraightThrough.apply(h, beta, noise, tau, seed, axis)
-    elif compiled_for(h) and not (h.requires_grad and torch.is_grad_enabled()):
-        values, winner = operators.winners(h, as_tensor(beta), as_tensor(noise), seed, axis)
+        return Winners(*StraightThrough.apply(x, competitors, dim, beta, noise, tau, seed))
+    elif compiled_for(x) and not (x.requires_grad and torch.is_grad_enabled()):
+        return Winners(*operators.winners(x, seed, competitors, dim, scales=(beta, noise)))
     else:
-        winner = perturbed(h, beta, noise, seed, axis).argmax(axis, keepdim=True)
-        values = keep_winners(h, one_hot(winner, competitors, axis))
-    return Winners(values.flatten(axis - 1, axis), winner.squeeze(axis))
+        h = to_blocks(x, competitors, dim)
+        winner = perturbed(h, beta, noise, seed, dim + 1).argmax(dim + 1, keepdim=True)
+        values = keep_winners(h, one_hot(winner, competitors, dim + 1))
+    return Winners(values.flatten(dim, dim + 1), winner.squeeze(dim + 1))
 
 
 def checked(
     x: Tensor, competitors: int, dim: int, noise: float, tau: float, seed: Tensor | None
-) -> tuple[Tensor, int, Tensor | None]:
-    """Blocks, the axis of their competitors, and the seed, None without noise; raises as :func:`lwta`."""
+) -> tuple[int, Tensor | None]:
+    """The units' axis from the front, and the seed, None without noise; raises as :func:`lwta`."""
     check_dtype(x)
     if noise < 0 or tau <= 0:
         raise ValueError(f"noise must be at least 0 and tau above 0, got noise={noise}, tau={tau}")
     dim = positive_axis(dim, x.ndim)
-    h = to_blocks(x, competitors, dim)
+    blocks_of(x.shape[dim], competitors)
     if noise > 0 and seed is None:
         raise ValueError("noise above 0 needs a seed, an int64 tensor; draw_seed() makes one")
-    return h, dim + 1, seed if noise > 0 else None
+    return dim, seed if noise > 0 else None
 
 
 def check_dtype(x: Tensor) -> None:
@@ -227,9 +237,9 @@ def mean_usage(
     if noise <= 0:
         raise ValueError(f"usage is of winner probabilities, which need noise above 0, got {noise}")
     axis = positive_axis(dim, x.ndim) + 1
-    h = to_blocks(x, competitors, axis - 1)
-    if compiled_for(h):
-        return MeanUsage.apply(h, beta / noise, axis)
+    blocks_of(x.shape[axis - 1], competitors)
+    if compiled_for(x):
+        return MeanUsage.apply(x, competitors, axis - 1, beta / noise)
     q = winner_probabilities(x, competitors, dim=dim, beta=beta, noise=noise)
     return q.movedim((axis - 1, axis), (-2, -1)).reshape(-1, *q.shape[axis - 1 : axis + 1]).mean(0)
 

@@ -25,54 +25,67 @@ class StraightThrough(torch.autograd.Function):
 
     dL/dh_v = G_v xi_v + (beta / tau) p_v (G_v h_v - sum_u G_u h_u p_u), upstream gradient G.
 
-    Blocks h with competitors along ``axis``; ``seed`` is None without noise.
+    Units h = x lie along ``dim``, counted from the front, in blocks of ``competitors``, which divide them;
+    ``seed`` is None without noise. Nothing here is a view that autograd would follow: on cold caches those
+    cost as much as a small competition.
     """
 
     @staticmethod
-    def forward(ctx, h, beta, noise, tau, seed, axis):
-        if compiled_for(h):
-            values, winner, relaxed = operators.compete(h, seed, axis, scales=(beta, noise, tau))
+    def forward(ctx, x, competitors, dim, beta, noise, tau, seed):
+        if compiled_for(x):
+            scales = beta, noise, tau
+            values, winner, relaxed = operators.compete(x, seed, competitors, dim, scales=scales)
         else:
+            h, axis = in_blocks(x, competitors, dim), dim + 1
             z = perturbed(h, beta, noise, seed, axis)
-            winner = z.argmax(axis, keepdim=True)
+            place = z.argmax(axis, keepdim=True)
             # exp and sum by hand: torch's softmax over a short contiguous axis is an order slower on CPUs.
-            relaxed = ((z - z.gather(axis, winner)) / tau).exp_()
+            relaxed = ((z - z.gather(axis, place)) / tau).exp_()
             relaxed /= relaxed.sum(axis, keepdim=True)
-            values = keep_winners(h, one_hot(winner, z.shape[axis], axis))
-        ctx.save_for_backward(h, relaxed, winner)
-        ctx.scale, ctx.axis = beta / tau, axis
+            relaxed = relaxed.flatten(dim, axis)
+            values = keep_winners(h, one_hot(place, competitors, axis)).flatten(dim, axis)
+            winner = place.squeeze(axis)
+        ctx.save_for_backward(x, relaxed, winner)
+        ctx.scale, ctx.competitors, ctx.dim = beta / tau, competitors, dim
         ctx.mark_non_differentiable(winner)
         return values, winner
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream, _):
-        h, relaxed, winner = ctx.saved_tensors
-        if compiled_for(h):
-            gradient = operators.gradient(upstream, h, relaxed, winner, ctx.axis, scales=(ctx.scale,))
-            return gradient, None, None, None, None, None
-        weighted = upstream.to(relaxed.dtype) * h.to(relaxed.dtype)
-        mean = (weighted * relaxed).sum(ctx.axis, keepdim=True)
-        gradient = (weighted - mean).mul_(relaxed).mul_(ctx.scale)
-        gradient += torch.where(one_hot(winner, h.shape[ctx.axis], ctx.axis), upstream, 0)
-        return gradient.to(h.dtype), None, None, None, None, None
+        x, relaxed, winner = ctx.saved_tensors
+        if compiled_for(x):
+            place = winner, ctx.competitors, ctx.dim
+            return operators.gradient(upstream, x, relaxed, *place, scales=(ctx.scale,)), *[None] * 6
+        axis = ctx.dim + 1
+        g, h, p = (in_blocks(each, ctx.competitors, ctx.dim) for each in (upstream, x, relaxed))
+        weighted = g.to(p.dtype) * h.to(p.dtype)
+        mean = (weighted * p).sum(axis, keepdim=True)
+        gradient = (weighted - mean).mul_(p).mul_(ctx.scale)
+        gradient += torch.where(one_hot(winner.unsqueeze(axis), ctx.competitors, axis), g, 0)
+        return gradient.flatten(ctx.dim, axis).to(x.dtype), *[None] * 6
 
 
 class MeanUsage(torch.autograd.Function):
-    """Mean over batch and positions of q = softmax(scale h), (B, U), of float32 blocks h on the CPU."""
+    """Mean over batch and positions of q = softmax(scale h), (B, U), of float32 units on the CPU."""
 
     @staticmethod
-    def forward(ctx, h, scale, axis):
-        mean, q = operators.usage(h, axis, scales=(scale,))
+    def forward(ctx, x, competitors, dim, scale):
+        mean, q = operators.usage(x, competitors, dim, scales=(scale,))
         ctx.save_for_backward(q)
-        ctx.scale, ctx.axis = scale, axis
+        ctx.scale, ctx.dim = scale, dim
         return mean
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
         (q,) = ctx.saved_tensors
-        return operators.usage_gradient(upstream, q, ctx.axis, scales=(ctx.scale,)), None, None
+        return operators.usage_gradient(upstream, q, ctx.dim, scales=(ctx.scale,)), None, None, None
+
+
+def in_blocks(x: Tensor, competitors: int, dim: int) -> Tensor:
+    """View ``(..., D, ...)`` as ``(..., B, U, ...)``; ``competitors`` divide D."""
+    return x.unflatten(dim, (x.shape[dim] // competitors, competitors))
 
 
 def one_hot(winner: Tensor, competitors: int, axis: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from lwta import fused
-from lwta.functional import checked, kl_to_uniform, lwta, mean_usage, winner_probabilities
+from lwta.functional import checked, kl_to_uniform, lwta, mean_usage, to_blocks, winner_probabilities
 from lwta.operators import as_tensor
 
 
@@ -52,12 +52,13 @@ def measured(
              [0.5000, 0.5000]]), None)
     """
     if fused.serves(x, competitors):
-        h, axis, seed = checked(x, competitors, dim, noise, tau, seed)
+        dim, seed = checked(x, competitors, dim, noise, tau, seed)
+        h, axis = to_blocks(x, competitors, dim), dim + 1
         scales = (as_tensor(beta), as_tensor(noise), as_tensor(tau))
         asked = [None if scale is None else as_tensor(scale) for scale in (usage, kl)]
         values, winner, *found = fused.compete(h, *scales, seed, *asked, relaxed, axis)
         shares, divergence = (None if scale is None else f for scale, f in zip(asked, found, strict=True))
-        return Measured(values.flatten(axis - 1, axis), winner.squeeze(axis), shares, divergence)
+        return Measured(values.flatten(dim, axis), winner.squeeze(axis), shares, divergence)
     won = lwta(x, competitors, dim=dim, beta=beta, noise=noise, tau=tau, seed=seed, relaxed=relaxed)
     shares = divergence = None
     if usage is not None:

@@ -1,7 +1,7 @@
 """The compiled loops of :mod:`lwta.cpu` as operators of torch, for float32 units in blocks on the CPU.
 
-Blocks have any rank, the competitors along ``axis``, counted from the front. The loops are imported, and with
-them what compiles them, when an operator first runs. An operator's way through torch costs more than a small
+Units have any rank and lie along ``dim``, counted from the front. The loops are imported, and with them what
+compiles them, when an operator first runs. An operator's way through torch costs more than a small
 competition, so where nothing could see it pass, its function is called instead.
 """
 
@@ -18,11 +18,11 @@ from torch.autograd.forward_ad import unpack_dual
 from lwta.noise import in_three
 
 
-def compiled_for(blocks: Tensor) -> bool:
+def compiled_for(x: Tensor) -> bool:
     """Whether these operators serve for such units; an exported network goes where there are none."""
-    if torch.compiler.is_exporting() or blocks.device.type != "cpu" or blocks.dtype != torch.float32:
+    if torch.compiler.is_exporting() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return torch.compiler.is_compiling() or not is_transformed(blocks)
+    return torch.compiler.is_compiling() or not is_transformed(x)
 
 
 def is_transformed(x: Tensor) -> bool:
@@ -79,35 +79,40 @@ def _plain(x: Tensor) -> bool:
 
 @_operator("lwta::compete")
 def compete(
-    h: Tensor, seed: Tensor | None, axis: int, beta: Tensor, noise: Tensor, tau: Tensor
+    x: Tensor, seed: Tensor | None, competitors: int, dim: int, beta: Tensor, noise: Tensor, tau: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, winners (int64, size 1 along ``axis``) and relaxed sample; without a seed there is no noise."""
+    """Values, winners (int64, B along ``dim``) and relaxed sample; without a seed there is no noise."""
     from lwta.cpu import competition
 
     drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
-    values, winner, relaxed = competition.compete(_array(h, axis), float(beta), float(tau), *drawn)
-    place = torch.from_numpy(winner.reshape(_without(h, axis)))
-    return _shaped_like(h, values), place, _shaped_like(h, relaxed)
+    values, winner, relaxed = competition.compete(
+        _blocks(x, competitors, dim), float(beta), float(tau), *drawn
+    )
+    place = torch.from_numpy(winner.reshape(_without(x, competitors, dim)))
+    return _shaped_like(x, values), place, _shaped_like(x, relaxed)
 
 
 @compete.register_fake
-def _(h, seed, axis, beta, noise, tau):  # type: ignore[no-untyped-def]
-    return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64), torch.empty_like(h)
+def _(x, seed, competitors, dim, beta, noise, tau):  # type: ignore[no-untyped-def]
+    place = x.new_empty(_without(x, competitors, dim), dtype=torch.int64)
+    return torch.empty_like(x), place, torch.empty_like(x)
 
 
-@torch.library.custom_op("lwta::winners", mutates_args=())
-def winners(h: Tensor, beta: Tensor, noise: Tensor, seed: Tensor | None, axis: int) -> tuple[Tensor, Tensor]:
+@_operator("lwta::winners")
+def winners(
+    x: Tensor, seed: Tensor | None, competitors: int, dim: int, beta: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """:func:`compete` without the relaxed sample."""
     from lwta.cpu import competition
 
     drawn = (0.0, 0) if seed is None else (float(noise), int(seed))
-    values, winner, _ = competition.compete(_array(h, axis), float(beta), None, *drawn)
-    return _shaped_like(h, values), torch.from_numpy(winner.reshape(_without(h, axis)))
+    values, winner, _ = competition.compete(_blocks(x, competitors, dim), float(beta), None, *drawn)
+    return _shaped_like(x, values), torch.from_numpy(winner.reshape(_without(x, competitors, dim)))
 
 
 @winners.register_fake
-def _(h, beta, noise, seed, axis):  # type: ignore[no-untyped-def]
-    return torch.empty_like(h), h.new_empty(_without(h, axis), dtype=torch.int64)
+def _(x, seed, competitors, dim, beta, noise):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x), x.new_empty(_without(x, competitors, dim), dtype=torch.int64)
 
 
 def sum_winners(
@@ -131,9 +136,7 @@ def sum_winners(
     """
     from lwta.cpu import rows as loops
 
-    before, units, after = in_three(x, dim)
-    blocks = units // competitors
-    h = x.detach().contiguous().numpy().reshape(before * blocks, competitors, after)
+    h, blocks = _blocks(x, competitors, dim), x.shape[dim] // competitors
     drawn = (0.0, 0) if seed is None else (noise, int(seed))
     first = np.zeros(rows.shape[1], np.float32) if bias is None else bias.detach().numpy()
     out = loops.sum_winners(h, blocks, beta, rows.numpy(), first, *drawn)
@@ -142,56 +145,57 @@ def sum_winners(
 
 @_operator("lwta::gradient")
 def gradient(
-    upstream: Tensor, h: Tensor, relaxed: Tensor, winner: Tensor, axis: int, scale: Tensor
+    upstream: Tensor, x: Tensor, relaxed: Tensor, winner: Tensor, competitors: int, dim: int, scale: Tensor
 ) -> Tensor:
-    """G_v xi_v + scale p_v (G_v h_v - sum_u G_u h_u p_u)."""
+    """G_v xi_v + scale p_v (G_v h_v - sum_u G_u h_u p_u), units h = x."""
     from lwta.cpu import competition
 
-    before, _, after = in_three(h, axis)
-    place = winner.contiguous().numpy().reshape(before, after)
-    arrays = _array(upstream, axis), _array(h, axis), _array(relaxed, axis)
-    return _shaped_like(h, competition.gradient(*arrays, place, float(scale)))
+    g, h, p = (_blocks(each, competitors, dim) for each in (upstream, x, relaxed))
+    place = winner.contiguous().numpy().reshape(len(h), h.shape[2])
+    return _shaped_like(x, competition.gradient(g, h, p, place, float(scale)))
 
 
 @gradient.register_fake
-def _(upstream, h, relaxed, winner, axis, scale):  # type: ignore[no-untyped-def]
-    return torch.empty_like(h)
+def _(upstream, x, relaxed, winner, competitors, dim, scale):  # type: ignore[no-untyped-def]
+    return torch.empty_like(x)
 
 
 @_operator("lwta::usage")
-def usage(h: Tensor, axis: int, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over batch and positions of q = softmax(scale h), (B, U), and q; blocks along ``axis - 1``."""
+def usage(x: Tensor, competitors: int, dim: int, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over batch and positions of q = softmax(scale h), (B, U), and q, of x's shape."""
     from lwta.cpu import usage
 
-    mean, q = usage.usage(_array(h, axis), h.shape[axis - 1], float(scale))
-    return torch.from_numpy(mean), _shaped_like(h, q)
+    mean, q = usage.usage(_blocks(x, competitors, dim), x.shape[dim] // competitors, float(scale))
+    return torch.from_numpy(mean), _shaped_like(x, q)
 
 
 @usage.register_fake
-def _(h, axis, scale):  # type: ignore[no-untyped-def]
-    return h.new_empty(h.shape[axis - 1 : axis + 1]), torch.empty_like(h)
+def _(x, competitors, dim, scale):  # type: ignore[no-untyped-def]
+    return x.new_empty(x.shape[dim] // competitors, competitors), torch.empty_like(x)
 
 
 @_operator("lwta::usage_gradient")
-def usage_gradient(upstream: Tensor, q: Tensor, axis: int, scale: Tensor) -> Tensor:
-    """Of the mean with respect to h; upstream gradient (B, U)."""
+def usage_gradient(upstream: Tensor, q: Tensor, dim: int, scale: Tensor) -> Tensor:
+    """Of the mean with respect to the units; upstream gradient (B, U)."""
     from lwta.cpu import usage
 
-    found = usage.usage_gradient(upstream.contiguous().numpy(), _array(q, axis), float(scale))
-    return _shaped_like(q, found)
+    above = upstream.contiguous().numpy()
+    return _shaped_like(q, usage.usage_gradient(above, _blocks(q, upstream.shape[1], dim), float(scale)))
 
 
 @usage_gradient.register_fake
-def _(upstream, q, axis, scale):  # type: ignore[no-untyped-def]
+def _(upstream, q, dim, scale):  # type: ignore[no-untyped-def]
     return torch.empty_like(q)
 
 
-def _without(x: Tensor, axis: int) -> tuple[int, ...]:
-    return (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+def _without(x: Tensor, competitors: int, dim: int) -> tuple[int, ...]:
+    return (*x.shape[:dim], x.shape[dim] // competitors, *x.shape[dim + 1 :])
 
 
-def _array(x: Tensor, axis: int) -> Any:
-    return x.detach().contiguous().numpy().reshape(in_three(x, axis))
+def _blocks(x: Tensor, competitors: int, dim: int) -> Any:
+    """Units as the loops take them, (P, U, S)."""
+    before, units, after = in_three(x, dim)
+    return x.detach().contiguous().numpy().reshape(before * (units // competitors), competitors, after)
 
 
 def _shaped_like(x: Tensor, array: Any) -> Tensor:

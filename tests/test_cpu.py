@@ -280,19 +280,22 @@ def test_however_the_positions_are_shared_out_the_loops_find_the_same(blocks, sh
     assert len(odd) == 5
 
 
-@pytest.mark.parametrize("axis", [1, 2])
-def test_the_operators_keep_the_rules_of_torch_library(axis):
-    h, seed = torch.randn(3, 4, 5, 2).requires_grad_(False), torch.tensor(1)
+@pytest.mark.parametrize("dim", [1, 3])
+def test_the_operators_keep_the_rules_of_torch_library(dim):
+    x, seed, place = torch.randn(3, 8, 5, 4), torch.tensor(1), (2, dim)
     scales = [torch.tensor(scale) for scale in (1.5, 0.5, 0.3)]
-    tests = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.lwta.compete.default, (h, seed, axis, *scales), test_utils=tests)
-    torch.library.opcheck(torch.ops.lwta.winners.default, (h, *scales[:2], seed, axis), test_utils=tests)
-    _, winner, relaxed = torch.ops.lwta.compete(h, seed, axis, *scales)
-    arguments = (torch.randn(3, 4, 5, 2), h, relaxed, winner, axis, torch.tensor(5.0))
-    torch.library.opcheck(torch.ops.lwta.gradient.default, arguments, test_utils=tests)
-    torch.library.opcheck(torch.ops.lwta.usage.default, (h, axis, scales[0]), test_utils=tests)
-    mean, q = torch.ops.lwta.usage(h, axis, scales[0])
-    torch.library.opcheck(torch.ops.lwta.usage_gradient.default, (mean, q, axis, scales[0]), test_utils=tests)
+    of_usage = (x, *place, scales[0])
+    _, winner, relaxed = torch.ops.lwta.compete(x, seed, *place, *scales)
+    mean, q = torch.ops.lwta.usage(*of_usage)
+    for operator, arguments in {
+        "compete": (x, seed, *place, *scales),
+        "winners": (x, seed, *place, *scales[:2]),
+        "gradient": (torch.randn_like(x), x, relaxed, winner, *place, torch.tensor(5.0)),
+        "usage": of_usage,
+        "usage_gradient": (mean, q, dim, scales[0]),
+    }.items():
+        call = getattr(torch.ops.lwta, operator).default
+        torch.library.opcheck(call, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((50, 48), 1), ((4, 48, 9, 9), 1)])
@@ -321,7 +324,7 @@ def test_what_is_kept_for_the_gradient_is_the_input_the_relaxed_sample_and_the_w
     x, kept = torch.randn(6, 48, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(tuple(t.shape)) or t, lambda t: t):
         functional.lwta(x, 24, dim=1, noise=1.0, seed=torch.tensor(3), relaxed=True)
-    assert sorted(kept) == [(6, 2, 1), (6, 2, 24), (6, 2, 24)]
+    assert sorted(kept) == [(6, 2), (6, 48), (6, 48)]
 
 
 def test_other_types_take_the_path_of_torch():
