@@ -108,8 +108,16 @@ class SaveConfig(SaveConfigCallback):
 def check_same_network(path: str, config) -> None:
     """Read a checkpoint and refuse one of another network than the config describes."""
     trained = read_checkpoint(path)["hyper_parameters"]
-    network = ("backbone", "backbone_args", "activation", "competitors", "sites", "placement", "dim")
-    for name in (*network, "normalize", "optimizer"):
+    network = (
+        "backbone",
+        "backbone_args",
+        "activation",
+        "competitors",
+        "active_fraction",
+        "sites",
+        "placement",
+    )
+    for name in (*network, "placement", "dim", "normalize", "optimizer"):
         if trained.get(name, config[name]) != config[name]:  # older checkpoints lack newer fields
             raise InputError(
                 f"checkpoint {path} has model.{name}={trained[name]} and the config {config[name]}; "

@@ -89,7 +89,7 @@ def positive_axis(dim: int, ndim: int) -> int:
     return dim % ndim
 
 
-def nearest_divisors(units: int, competitors: int, count: int = 4) -> list[int]:
+def nearest_divisors(units: int, competitors: int | float, count: int = 4) -> list[int]:
     """Block sizes of at least 2 that divide ``units``, the ``count`` nearest in ratio, ascending.
 
     >>> nearest_divisors(384, 23)

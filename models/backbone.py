@@ -40,7 +40,7 @@ def create_backbone(
             raise InputError(f"timm knows no model {name!r}; timm.list_models('*') lists them") from None
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"timm cannot build {name!r} with {backbone_args} ({reason})") from error
-    return model, swap(model, **swap_args)
+    return model, swap(model, channels=(backbone_args or {}).get("in_chans", 3), **swap_args)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

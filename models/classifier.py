@@ -23,6 +23,7 @@ from models.loss import training_loss
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.optimizer import create_optimizer
 from models.schedule import Schedule
+from models.swap import Competitors
 
 
 class Classifier(LightningModule):
@@ -42,7 +43,10 @@ class Classifier(LightningModule):
         weights: start training from these, a run folder, dense or sparse, or a file
             (:func:`models.weights.load_start`).
         activation: what to put at the sites: lwta, topk, relu or gelu.
-        competitors: U of lwta and topk; null leaves the network dense, as timm builds it.
+        competitors: U of lwta and topk, one number or, by glob of the site's name, several, the first that
+            matches; null leaves the network dense, as timm builds it.
+        active_fraction: where set, in place of competitors: at each site the U that divides its width and is
+            nearest to one over this.
         sites: globs over module names; null takes the family's default.
         placement: of ResNets: last, what the last convolution of a block reads; inner, all inside a block;
             all, as published.
@@ -72,7 +76,8 @@ class Classifier(LightningModule):
         pretrained: bool = False,
         weights: str | None = None,
         activation: Literal["lwta", "topk", "relu", "gelu"] = "lwta",
-        competitors: int | None = 24,
+        competitors: Competitors | None = 24,
+        active_fraction: float | None = None,
         sites: list[str] | None = None,
         placement: Literal["all", "inner", "last"] = "last",
         dim: int | None = None,
@@ -98,9 +103,11 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        competing = competitors if activation == "lwta" else None
+        if active_fraction is not None:
+            competitors = None
+        competing = activation == "lwta" and not (competitors is None and active_fraction is None)
         if balance_weight is None:
-            balance_weight = self.hparams["balance_weight"] = 0.0 if competing is None else 1.0
+            balance_weight = self.hparams["balance_weight"] = 1.0 if competing else 0.0
         # Checkpoints hold plain values only, so that they load without running code.
         self.hparams.update({k: asdict(v) for k, v in self.hparams.items() if isinstance(v, Schedule)})
         self.schedules = {
@@ -117,16 +124,17 @@ class Classifier(LightningModule):
             backbone_args=backbone_args,
             kind=activation,
             competitors=competitors,
+            active_fraction=active_fraction,
             sites=sites,
             placement=placement,
             dim=dim,
             **({"beta": beta, "normalize": normalize} if activation == "lwta" else {}),
         )
         self.set_scales(epoch=0.0)
-        if competing is None and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
+        if not competing and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
             raise InputError("kl_weight and balance_weight need competing units; this network has none")
         # A dense network is measured at the sites that would compete.
-        self.sparsity = SparsityMeter(self.report.chosen, competing)
+        self.sparsity = SparsityMeter(self.report.chosen)
         self.accuracy = nn.ModuleDict(
             {evaluation_name(n): accuracy_metrics(num_classes) for n in {evaluation, *test_evaluations}}
         )

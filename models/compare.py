@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from lwta.errors import InputError
 from models.judge import Judged
 from models.run import Run
+from models.sites import Site
 
 
 class Paired(NamedTuple):
@@ -50,7 +51,7 @@ def describe(run: Run, judged: Judged, first: Judged) -> dict[str, Any]:
         "weights": run.weights,
         "backbone": h["backbone"],
         "activation": ", ".join(sorted({site.kind for site in report.chosen})),
-        "competitors": h["competitors"],
+        "competitors": _competitors(report.chosen),
         "parameters": sum(p.numel() for p in run.model.backbone.parameters()),
         "images": int((judged.targets >= 0).sum()),
     }
@@ -61,6 +62,14 @@ def describe(run: Run, judged: Judged, first: Judged) -> dict[str, Any]:
         row |= {f"calibration_error_{name}": judged.calibration[name]}
     row["winners_differ"] = min(judged.differing.values(), default=math.nan)
     return row | judged.activity._asdict() | paired(first, judged)._asdict()
+
+
+def _competitors(sites: list[Site]) -> float | None:
+    """Of how many units one fires; where sites differ, over all of them."""
+    widths = [(site.units or 0, site.competitors) for site in sites]
+    if not widths or any(u is None for _, u in widths):
+        return None
+    return sum(units for units, _ in widths) / sum(units / u for units, u in widths if u)
 
 
 def wilson(right: int, images: int) -> tuple[float, float]:

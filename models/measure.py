@@ -10,7 +10,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lwta.errors import InputError
-from lwta.layers import Firing, is_stochastic, sampled
+from lwta.layers import LWTA, Firing, is_stochastic, sampled
 from lwta.sparsity import sparsity_metrics
 from models.sites import Site
 
@@ -63,15 +63,14 @@ class SparsityMeter(nn.Module):
     """Sparsity of each site and overall, over all batches since the last reset.
 
     Args:
-        sites: those whose axis is known.
-        competitors: U, or None where nothing competes.
+        sites: those whose axis is known are measured.
     """
 
-    def __init__(self, sites: Iterable[Site], competitors: int | None) -> None:
+    def __init__(self, sites: Iterable[Site]) -> None:
         super().__init__()
         self.sites = {site.name: site for site in sites if site.dim is not None}
         self.layers = nn.ModuleDict(
-            {_key(s.name): sparsity_metrics(s.units, competitors) for s in self.sites.values() if s.units}
+            {_key(s.name): sparsity_metrics(s.units, _blocks_of(s)) for s in self.sites.values() if s.units}
         )
         self.overall = MeanMetric()
 
@@ -110,7 +109,7 @@ class SparsityMeter(nn.Module):
             "dead_units": torch.stack([m["dead_units"] for m in layers.values()]).sum(),
         }
         if all("winner_entropy" in m for m in layers.values()):
-            blocks = torch.tensor([float(site.units or 0) for site in self.sites.values()])  # all have one U
+            blocks = torch.tensor([(s.units or 0) / (s.competitors or 1) for s in self.sites.values()])
             entropies = torch.stack([m["winner_entropy"].cpu() for m in layers.values()])
             overall["winner_entropy"] = (entropies * blocks).sum() / blocks.sum()
         values = overall | {f"{n}/{k}": v for n, m in layers.items() for k, v in m.items()}
@@ -121,6 +120,10 @@ class SparsityMeter(nn.Module):
         self.overall.reset()
         for name in self.sites:
             self._layer(name).reset()
+
+
+def _blocks_of(site: Site) -> int | None:
+    return site.competitors if site.kind == LWTA.__name__ else None
 
 
 def _key(name: str) -> str:

@@ -1,10 +1,11 @@
 """The activation sites of a network, and the axis along which each one's units lie."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import nn
 
-from models.trace import is_activation, trace
+from models.trace import Traced, activations_of, trace
 
 
 class Site(NamedTuple):
@@ -16,6 +17,7 @@ class Site(NamedTuple):
         dim: axis of the units, None where it could not be told.
         shape: of its input in the traced pass.
         calls: how often one forward pass calls it.
+        competitors: U of a competition, D / k of top-k, None elsewhere.
     """
 
     name: str
@@ -23,6 +25,7 @@ class Site(NamedTuple):
     dim: int | None
     shape: tuple[int, ...]
     calls: int
+    competitors: int | None = None
 
     @property
     def units(self) -> int | None:
@@ -37,9 +40,14 @@ def find_sites(model: nn.Module, image_size: tuple[int, int]) -> list[Site]:
         model: takes images (1, 3, H, W); its mode and statistics are left as they are.
         image_size: (H, W).
     """
-    modules = dict(model.named_modules())
+    return sites_in(model, trace(model, image_size))
+
+
+def sites_in(model: nn.Module, seen: Mapping[str, Traced]) -> list[Site]:
+    """:func:`find_sites` of a pass that was traced."""
+    found = ((name, seen[name]) for name in activations_of(model, seen))
     return [
-        Site(name, seen.kind, seen.taken_dim, seen.taken, seen.calls)
-        for name, seen in trace(model, image_size).items()
-        if is_activation(modules[name]) and seen.taken is not None
+        Site(name, one.kind, one.taken_dim, one.taken, one.calls)
+        for name, one in found
+        if one.taken is not None
     ]

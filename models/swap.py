@@ -4,24 +4,24 @@ The swap happens after construction, so it reaches every architecture whose acti
 and keeps pretrained weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from lwta.errors import InputError
 from lwta.functional import nearest_divisors
 from lwta.layers import LWTA, TopK
 from models import input_size
-from models.sites import Site, find_sites
+from models.placement import default_sites, gates
+from models.sites import Site, sites_in
+from models.trace import trace
 
 KINDS = ("lwta", "topk", "relu", "gelu")
-PLACEMENTS = ("all", "inner", "last")
-#: Activations inside a block of a ResNet, in order.
-_INNER = {BasicBlock: ["act1"], Bottleneck: ["act1", "act2"]}
+#: U at every site, or by glob of its name, the first that matches.
+Competitors = int | dict[str, int]
+_FARTHEST = 2  # from the active fraction that is asked for, as a ratio
 
 
 class SwapReport(NamedTuple):
@@ -46,40 +46,17 @@ class SwapReport(NamedTuple):
         return f"Activations: {swapped} sites; left as built: {left}"
 
 
-def default_sites(model: nn.Module, placement: str = "last") -> list[str]:
-    """Globs of the sites that a family swaps where the config names none.
-
-    Vision transformers: the MLP activations. ResNets: with ``placement="last"`` what the last convolution
-    of each block reads; with ``"inner"`` every ReLU inside a block; with ``"all"`` those after the residual
-    sums and in the stem too, as published. ``docs/recipe.md`` says what each costs.
-    """
-    if placement not in PLACEMENTS:
-        raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
-    if isinstance(model, VisionTransformer):
-        return ["blocks.*.mlp.act"]
-    if isinstance(model, ResNet):
-        if placement == "all":
-            return ["act1", "layer*.act[123]"]
-        begin = -1 if placement == "last" else 0
-        return [
-            f"{name}.{act}"
-            for name, module in model.named_modules()
-            for act in _INNER.get(type(module), [])[begin:]
-        ]
-    raise InputError(
-        f"no default sites are known for {type(model).__name__}; name its activations in model.sites"
-    )
-
-
 def swap(
     model: nn.Module,
     kind: str = "lwta",
-    competitors: int | None = 24,
+    competitors: Competitors | None = 24,
     *,
+    active_fraction: float | None = None,
     sites: list[str] | None = None,
     placement: str = "last",
     dim: int | None = None,
     image_size: tuple[int, int] | None = None,
+    channels: int = 3,
     **scales: Any,
 ) -> SwapReport:
     """Replace the activations matched by ``sites``, in place.
@@ -87,11 +64,15 @@ def swap(
     Args:
         model: a built network.
         kind: ``lwta``, ``topk`` (k = D / competitors at each position), ``relu`` or ``gelu``.
-        competitors: U for ``lwta`` and ``topk``; None leaves the network dense, as it was built.
-        sites: globs over module names; None takes :func:`default_sites`.
-        placement: for :func:`default_sites`.
+        competitors: U for ``lwta`` and ``topk``, one for all or by glob of the site's name, the first that
+            matches; None leaves the network dense, as it was built.
+        active_fraction: in place of ``competitors``: each site takes the U that divides its width and is
+            nearest in ratio to one over this.
+        sites: globs over module names; None takes :func:`models.placement.default_sites`. Gates are left.
+        placement: for those.
         dim: axis of the units, for sites where the trace cannot tell it.
         image_size: (H, W) of the traced pass; None is what a timm model was built for, of others (224, 224).
+        channels: of its images.
         scales: further arguments of :class:`lwta.LWTA`. Its defaults are the recipe's, but for balanced use,
             a term of the loss: :func:`models.loss.training_loss`.
 
@@ -99,45 +80,58 @@ def swap(
         What was swapped, what was left, and what the globs match.
 
     Raises:
-        InputError: a glob that matches nothing, a width that U does not divide, an axis that cannot
-            be told, a module called at several sites, kind and competitors that contradict.
+        InputError: a glob that matches nothing or gates alone, a width that U does not divide, an axis that
+            cannot be told, a module called at several sites, kind and competitors that contradict.
     """
-    _check_kind(kind, competitors)
-    found = find_sites(model, image_size or input_size.image_size(model))
-    dense = competitors is None and kind in ("lwta", "topk")
-    if dense and sites is None and not isinstance(model, (VisionTransformer, ResNet)):
-        return SwapReport([], found, found)  # no default sites to compare with: all of them
-    chosen = _match(found, sites if sites is not None else default_sites(model, placement))
-    if dense:
+    _check(kind, competitors, active_fraction)
+    seen = trace(model, image_size or input_size.image_size(model), channels=channels)
+    found, dense = sites_in(model, seen), competitors is None and active_fraction is None
+    if sites is not None:
+        chosen = _match(found, sites, gates(model))
+    else:
+        try:
+            named = set(default_sites(model, seen, placement))
+        except InputError:
+            if not dense:
+                raise
+            named = {site.name for site in found}  # no default sites to compare with: all of them
+        chosen = [site for site in found if site.name in named]
+    if dense and kind in ("lwta", "topk"):
         return SwapReport([], found, chosen)
     # Every replacement is built before the first is put in, so a refusal leaves the model whole.
-    new = {site.name: _replacement(kind, competitors, _told(site, dim), scales) for site in chosen}
+    choose = _chooser(chosen, competitors, active_fraction)
+    new = {site.name: _replacement(kind, choose, _told(site, dim), scales) for site in chosen}
     for name, module in new.items():
         model.set_submodule(name, module.train(model.get_submodule(name).training))
-    swapped = [_told(site, dim)._replace(kind=type(new[site.name]).__name__) for site in chosen]
+    swapped = [_swapped(_told(site, dim), new[site.name]) for site in chosen]
     return SwapReport(swapped, [site for site in found if site.name not in new], swapped)
 
 
-def _check_kind(kind: str, competitors: int | None) -> None:
+def _check(kind: str, competitors: Competitors | None, active_fraction: float | None) -> None:
     if kind not in KINDS:
         raise InputError(f"activation is one of {', '.join(KINDS)}, not {kind!r}")
-    if competitors is not None and competitors < 2:
-        raise InputError(
-            f"a block needs at least 2 competitors, got {competitors}; null is the dense network"
-        )
-    if kind in ("relu", "gelu") and competitors is not None:
+    if competitors == {}:
+        raise InputError("competitors names no site; null is the dense network")
+    for u in competitors.values() if isinstance(competitors, dict) else (competitors,):
+        if u is not None and u < 2:
+            raise InputError(f"a block needs at least 2 competitors, got {u}; null is the dense network")
+    if active_fraction is not None and not 0 < active_fraction <= 0.5:
+        raise InputError(f"active_fraction lies above 0 and is at most 0.5, not {active_fraction}")
+    if kind in ("relu", "gelu") and not (competitors is None and active_fraction is None):
         raise InputError(f"{kind} has no competitors; set competitors to null")
 
 
-def _match(found: list[Site], globs: Iterable[str]) -> list[Site]:
-    chosen: dict[str, Site] = {}
+def _match(found: list[Site], globs: Iterable[str], never: set[str]) -> list[Site]:
+    chosen: set[str] = set()
     for glob in globs:
-        hits = [site for site in found if fnmatchcase(site.name, glob)]
+        hits = {site.name for site in found if fnmatchcase(site.name, glob)}
         if not hits:
             names = ", ".join(site.name for site in found) or "none"
             raise InputError(f"sites {glob!r} matches no activation; the network has: {names}")
-        chosen.update((site.name, site) for site in hits)
-    return list(chosen.values())
+        if hits <= never:
+            raise InputError(f"sites {glob!r} matches gates alone, which weigh units; they never compete")
+        chosen |= hits - never
+    return [site for site in found if site.name in chosen]
 
 
 def _told(site: Site, dim: int | None) -> Site:
@@ -146,7 +140,59 @@ def _told(site: Site, dim: int | None) -> Site:
     return site
 
 
-def _replacement(kind: str, competitors: int | None, site: Site, scales: dict[str, Any]) -> nn.Module:
+def _swapped(site: Site, module: nn.Module) -> Site:
+    u = None
+    if isinstance(module, LWTA):
+        u = module.competition.competitors
+    elif isinstance(module, TopK):
+        u = (site.units or 0) // module.k
+    return site._replace(kind=type(module).__name__, competitors=u)
+
+
+def _chooser(
+    chosen: list[Site], competitors: Competitors | None, active_fraction: float | None
+) -> Callable[[str, int], int]:
+    """U of a site, by name and width."""
+    if active_fraction is not None:
+        return lambda name, units: _nearest(name, units, active_fraction)
+    by_glob = competitors if isinstance(competitors, dict) else {"*": competitors or 0}
+    for glob in by_glob:
+        if not any(fnmatchcase(site.name, glob) for site in chosen):
+            names = ", ".join(site.name for site in chosen)
+            raise InputError(f"competitors {glob!r} matches no site; they are {names}")
+
+    def choose(name: str, units: int) -> int:
+        return _divisor(name, units, by_glob)
+
+    return choose
+
+
+def _nearest(name: str, units: int, fraction: float) -> int:
+    (u,) = nearest_divisors(units, 1 / fraction, count=1) or [units]
+    if max(u * fraction, 1 / (u * fraction)) > _FARTHEST:
+        raise InputError(
+            f"of the {units} units of {name} the nearest to {fraction:g} that can fire is one of {u}; "
+            "leave it out of model.sites or set active_fraction to about that"
+        )
+    return u
+
+
+def _divisor(name: str, units: int, by_glob: Mapping[str, int]) -> int:
+    u = next((u for glob, u in by_glob.items() if fnmatchcase(name, glob)), None)
+    if u is None:
+        raise InputError(f"no glob of competitors matches {name}; add one, '*' matches what is left")
+    if units % u:
+        nearest = ", ".join(map(str, nearest_divisors(units, u)))
+        raise InputError(
+            f"{u} competitors do not divide the {units} units of {name}; the nearest numbers that do are "
+            f"{nearest}; active_fraction chooses one at each site"
+        )
+    return u
+
+
+def _replacement(
+    kind: str, choose: Callable[[str, int], int], site: Site, scales: dict[str, Any]
+) -> nn.Module:
     if site.calls > 1:
         raise InputError(
             f"{site.name} is called {site.calls} times in one pass; a competition needs a module "
@@ -158,13 +204,5 @@ def _replacement(kind: str, competitors: int | None, site: Site, scales: dict[st
         raise InputError(
             f"the axis of the units of {site.name} cannot be told from what feeds it; set model.dim"
         )
-    assert competitors is not None
-    if site.units % competitors:
-        nearest = ", ".join(map(str, nearest_divisors(site.units, competitors)))
-        raise InputError(
-            f"{competitors} competitors do not divide the {site.units} units of {site.name}; "
-            f"the nearest numbers that do are {nearest}"
-        )
-    if kind == "topk":
-        return TopK(site.units // competitors, site.dim)
-    return LWTA(competitors, site.dim, **scales)
+    u = choose(site.name, site.units)
+    return TopK(site.units // u, site.dim) if kind == "topk" else LWTA(u, site.dim, **scales)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import DropPath, activations
+from timm.layers import DropPath, activations, activations_me
+from timm.models.metaformer import StarReLU
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -33,9 +34,9 @@ _ELEMENTWISE = frozenset({
     "type", "type_as",
 })  # fmt: skip
 _REARRANGING = frozenset({
-    "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "reshape", "view", "flatten",
-    "unflatten", "squeeze", "unsqueeze", "expand", "__getitem__", "select", "narrow", "chunk", "split",
-    "unbind", "roll", "flip", "mean", "sum", "amax",
+    "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "reshape", "reshape_as", "view",
+    "view_as", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "__getitem__", "select", "narrow",
+    "chunk", "split", "unbind", "roll", "flip", "mean", "sum", "amax",
 })  # fmt: skip
 #: Change the last two axes, or widen them; axes before stay as they are.
 _SPATIAL = frozenset({
@@ -65,11 +66,13 @@ class Traced(NamedTuple):
     returns: str = "nothing"
 
 
-def trace(model: nn.Module, image_size: tuple[int, int], images: int = 1) -> dict[str, Traced]:
+def trace(
+    model: nn.Module, image_size: tuple[int, int], images: int = 1, channels: int = 3
+) -> dict[str, Traced]:
     """Every module that one forward pass calls, in the order of the calls.
 
     Args:
-        model: takes images (images, 3, H, W); its mode and statistics are left as they are.
+        model: takes images (images, channels, H, W); its mode and statistics are left as they are.
         image_size: (H, W).
         images: how many pass, all of them black.
     """
@@ -78,7 +81,7 @@ def trace(model: nn.Module, image_size: tuple[int, int], images: int = 1) -> dic
     place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
     try:
         with torch.no_grad(), follow:
-            model.eval()(torch.zeros(images, 3, *image_size, device=place))
+            model.eval()(torch.zeros(images, channels, *image_size, device=place))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -90,10 +93,16 @@ def trace(model: nn.Module, image_size: tuple[int, int], images: int = 1) -> dic
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an elementwise activation, or one of ours."""
     home = type(module).__module__
-    return isinstance(module, (LWTA, TopK)) or (
-        home in ("torch.nn.modules.activation", activations.__name__)
+    return isinstance(module, (LWTA, TopK, StarReLU)) or (
+        home in ("torch.nn.modules.activation", activations.__name__, activations_me.__name__)
         and not isinstance(module, (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax))
     )
+
+
+def activations_of(model: nn.Module, seen: Iterable[str]) -> list[str]:
+    """The modules among ``seen`` that are activations, and no part of another."""
+    found = [name for name in seen if is_activation(model.get_submodule(name))]
+    return [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
 
 
 class _Trace(TorchFunctionMode):

@@ -53,7 +53,7 @@ def test_evaluations_have_names():
 @torch.no_grad()
 def test_the_meter_counts_as_a_loop_does():
     model, report = network()
-    meter = SparsityMeter(report.swapped, 8)
+    meter = SparsityMeter(report.swapped)
     batches = [images(4), images(3)]
     counts = {name: torch.zeros(96, dtype=torch.long) for name in meter.dims}
     for x in batches:
@@ -74,7 +74,7 @@ def test_the_meter_counts_as_a_loop_does():
 
 
 def test_layers_are_chosen_by_glob_in_network_order():
-    meter = SparsityMeter(network()[1].swapped, 8)
+    meter = SparsityMeter(network()[1].swapped)
     assert list(meter.select(None)) == ["blocks.0.mlp.act", "blocks.1.mlp.act"]
     assert list(meter.select("*1*")) == ["blocks.1.mlp.act"]
     assert list(meter.select(["*1*", "*0*"])) == ["blocks.0.mlp.act", "blocks.1.mlp.act"]

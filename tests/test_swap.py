@@ -11,8 +11,10 @@ from lwta.errors import InputError
 from lwta.layers import watch
 from models.backbone import create_backbone
 from models.input_size import image_size
+from models.placement import default_sites
 from models.sites import find_sites
-from models.swap import default_sites, swap
+from models.swap import swap
+from models.trace import trace
 
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 
@@ -49,7 +51,7 @@ def test_the_last_activation_of_a_block_is_read_by_its_last_convolution(name):
     model = timm.create_model(name)
     read = []
     convolution = "conv3" if name == "resnet50" else "conv2"
-    for place in default_sites(model, "last"):
+    for place in default_sites(model, trace(model, (64, 64)), "last"):
         block, out = model.get_submodule(place.rpartition(".")[0]), []
         model.get_submodule(place).register_forward_hook(lambda _m, _i, o, out=out: out.append(o))
         block.get_submodule(convolution).register_forward_pre_hook(

@@ -32,7 +32,7 @@ def _top1(row: Row, evaluation: str) -> str:
 
 
 def _competitors(row: Row) -> str:
-    count = "none" if pd.isna(row["competitors"]) else f"{row['competitors']:.0f}"
+    count = "none" if pd.isna(row["competitors"]) else f"{row['competitors']:.3g}"
     return count if row["activation"] == "LWTA" else f"{count} ({row['activation']})"
 
 
@@ -118,7 +118,7 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
 def comparison_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """A comparison from the rows of its runs; what only the truth tells, only where some run has it."""
     truth = ["true_share", "shuffled_share", "selective_units"]
-    comparison = pd.DataFrame(list(rows)).astype({"competitors": "Int64"} | dict.fromkeys(truth, "float64"))
+    comparison = pd.DataFrame(list(rows)).astype({"competitors": "float64"} | dict.fromkeys(truth, "float64"))
     return comparison.drop(columns=truth if comparison["true_share"].isna().to_numpy().all() else [])
 
 
