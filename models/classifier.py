@@ -45,8 +45,8 @@ class Classifier(LightningModule):
         activation: what to put at the sites: lwta, topk, relu or gelu.
         competitors: U of lwta and topk, one number or, by glob of the site's name, several, the first that
             matches; null leaves the network dense, as timm builds it.
-        active_fraction: where set, in place of competitors: at each site the U that divides its width and is
-            nearest to one over this.
+        active_fraction: where set, in place of one number of competitors: at each site the U that divides its
+            width and is nearest to one over this, but for those that globs of competitors match.
         sites: globs over module names; null takes the family's default.
         placement: of ResNets: last, what the last convolution of a block reads; inner, all inside a block;
             all, as published.
@@ -103,7 +103,7 @@ class Classifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
-        if active_fraction is not None:
+        if active_fraction is not None and isinstance(competitors, int):
             competitors = None
         competing = activation == "lwta" and not (competitors is None and active_fraction is None)
         if balance_weight is None:

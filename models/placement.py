@@ -47,10 +47,11 @@ def default_sites(model: nn.Module, seen: Mapping[str, Traced], placement: str =
     A *block* is a numbered module of a network (``blocks.3``, ``layer1.0``) with two or more linear layers or
     convolutions, the smallest that holds an activation. With ``placement="last"`` it is what the last of
     these layers reads: the MLP activation of a transformer, the one before the last convolution of a residual
-    block. With ``"inner"`` every activation that a layer of its block reads. With ``"all"`` every activation
-    of the network; of a timm ResNet those after the sums and the first one, as published. Gates are left
-    out, and by the first two stems, networks of positions, modules that are called several times, axes that
-    could not be told, and fewer than 16 units. ``docs/recipe.md`` says what each costs.
+    block. With ``"inner"`` every activation that a layer of its block reads; where blocks have none, as in
+    VGG, both take every one that a later layer reads. With ``"all"`` every activation of the network; of a
+    timm ResNet those after the sums and the first one, as published. Gates are left out, and by the first two
+    stems, networks of positions, modules that are called several times, axes that could not be told, and
+    fewer than 16 units. ``docs/recipe.md`` says what each costs.
 
     Args:
         model: a built network.
@@ -68,20 +69,35 @@ def default_sites(model: nn.Module, seen: Mapping[str, Traced], placement: str =
     acts = [name for name in activations_of(model, seen) if name not in left]
     if placement == "all":
         return [name for name in acts if not _deep_stem(model, name)]
-    order = {name: place for place, name in enumerate(seen)}
     layers = [name for name in seen if _is_layer(model.get_submodule(name)) and name not in left]
-    blocks: dict[str, list[str]] = {}
-    for name in acts:
-        block, own = _block(model, name, layers)
-        if own and _competes(name, seen[name]) and order[own[-1]] > order[name]:
-            blocks.setdefault(block, []).append(name)
-    chosen = {name for names in blocks.values() for name in (names if placement == "inner" else names[-1:])}
+    order = {name: place for place, name in enumerate(seen)}
+    read = [
+        name for name in acts if layers and order[layers[-1]] > order[name] and _competes(name, seen[name])
+    ]
+    chosen = _in_blocks(model, read, layers, order, placement)
+    shared = [name for name in acts if seen[name].calls > 1]
+    if not chosen and not shared:  # a plain sequence of layers
+        chosen = read
     if not chosen:
+        twice = f", where {shared[0]} is called {seen[shared[0]].calls} times in one pass" if shared else ""
         raise InputError(
-            f"{type(model).__name__} has no activation that is called once and read by a layer of its block; "
+            f"{type(model).__name__} has no activation of its own that a layer of its block reads{twice}; "
             f"name model.sites, of {_several(acts)}"
         )
-    return [name for name in acts if name in chosen]
+    return chosen
+
+
+def _in_blocks(
+    model: nn.Module, read: list[str], layers: list[str], order: Mapping[str, int], placement: str
+) -> list[str]:
+    """Of activations that a layer reads, those that a layer of their block does: all, or a block's last."""
+    blocks: dict[str, list[str]] = {}
+    for name in read:
+        block, own = _block(model, name, layers)
+        if own and order[own[-1]] > order[name]:
+            blocks.setdefault(block, []).append(name)
+    chosen = {name for names in blocks.values() for name in (names if placement == "inner" else names[-1:])}
+    return [name for name in read if name in chosen]
 
 
 def _competes(name: str, seen: Traced) -> bool:

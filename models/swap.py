@@ -4,7 +4,7 @@ The swap happens after construction, so it reaches every architecture whose acti
 and keeps pretrained weights.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from models.trace import trace
 KINDS = ("lwta", "topk", "relu", "gelu")
 #: U at every site, or by glob of its name, the first that matches.
 Competitors = int | dict[str, int]
-_FARTHEST = 2  # from the active fraction that is asked for, as a ratio
+_FARTHEST = 2.5  # from the active fraction that is asked for, as a ratio
 
 
 class SwapReport(NamedTuple):
@@ -66,8 +66,8 @@ def swap(
         kind: ``lwta``, ``topk`` (k = D / competitors at each position), ``relu`` or ``gelu``.
         competitors: U for ``lwta`` and ``topk``, one for all or by glob of the site's name, the first that
             matches; None leaves the network dense, as it was built.
-        active_fraction: in place of ``competitors``: each site takes the U that divides its width and is
-            nearest in ratio to one over this.
+        active_fraction: in place of one number of ``competitors``: each site takes the U that divides its
+            width and is nearest in ratio to one over this, but for those that globs of ``competitors`` match.
         sites: globs over module names; None takes :func:`models.placement.default_sites`. Gates are left.
         placement: for those.
         dim: axis of the units, for sites where the trace cannot tell it.
@@ -153,34 +153,38 @@ def _chooser(
     chosen: list[Site], competitors: Competitors | None, active_fraction: float | None
 ) -> Callable[[str, int], int]:
     """U of a site, by name and width."""
-    if active_fraction is not None:
-        return lambda name, units: _nearest(name, units, active_fraction)
-    by_glob = competitors if isinstance(competitors, dict) else {"*": competitors or 0}
+    by_glob = competitors if isinstance(competitors, dict) else {}
+    if isinstance(competitors, int) and active_fraction is None:
+        by_glob = {"*": competitors}
     for glob in by_glob:
         if not any(fnmatchcase(site.name, glob) for site in chosen):
             names = ", ".join(site.name for site in chosen)
             raise InputError(f"competitors {glob!r} matches no site; they are {names}")
 
     def choose(name: str, units: int) -> int:
-        return _divisor(name, units, by_glob)
+        u = next((u for glob, u in by_glob.items() if fnmatchcase(name, glob)), None)
+        if u is not None:
+            return _divisor(name, units, u)
+        if active_fraction is not None:
+            return _nearest(name, units, active_fraction)
+        raise InputError(f"no glob of competitors matches {name}; add one, '*' matches what is left")
 
     return choose
 
 
 def _nearest(name: str, units: int, fraction: float) -> int:
-    (u,) = nearest_divisors(units, 1 / fraction, count=1) or [units]
+    near = nearest_divisors(units, 1 / fraction)
+    u = min(near, key=lambda u: max(u * fraction, 1 / (u * fraction)), default=units)
     if max(u * fraction, 1 / (u * fraction)) > _FARTHEST:
         raise InputError(
-            f"of the {units} units of {name} the nearest to {fraction:g} that can fire is one of {u}; "
-            "leave it out of model.sites or set active_fraction to about that"
+            f"of the {units} units of {name} no number near {1 / fraction:.3g} can compete, the nearest are "
+            f"{', '.join(map(str, near))}; give it one in model.competitors, by its name, or leave it out "
+            "of model.sites"
         )
     return u
 
 
-def _divisor(name: str, units: int, by_glob: Mapping[str, int]) -> int:
-    u = next((u for glob, u in by_glob.items() if fnmatchcase(name, glob)), None)
-    if u is None:
-        raise InputError(f"no glob of competitors matches {name}; add one, '*' matches what is left")
+def _divisor(name: str, units: int, u: int) -> int:
     if units % u:
         nearest = ", ".join(map(str, nearest_divisors(units, u)))
         raise InputError(

@@ -21,7 +21,7 @@ from lwta.layers import LWTA, TopK
 from models.swap import swap
 
 PREFIX = "lwta_"
-#: Of the units of each site, where neither ``competitors`` nor ``active_fraction`` is given.
+#: Of the units of each site, where ``competitors`` is no number and ``active_fraction`` is not given.
 ACTIVE_FRACTION = 0.04
 
 #: Sparse name -> configurations by tag. timm looks here, by this name, when a name is registered.
@@ -48,10 +48,10 @@ def register() -> None:
 def _builder(name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
         swapped: dict[str, Any] = {key: options.pop(key) for key in (*_OURS, *_SCALES) if key in options}
-        if "competitors" not in swapped:
+        if not isinstance(swapped.get("competitors"), int):
             swapped = {"active_fraction": ACTIVE_FRACTION} | swapped
         model = timm.models.model_entrypoint(name)(pretrained=pretrained, **options)
-        swap(model, channels=options.get("in_chans", 3), **swapped)
+        model.swap_report = swap(model, channels=options.get("in_chans", 3), **swapped)  # type: ignore[assignment]
         for field in ("pretrained_cfg", "default_cfg"):
             if hasattr(model, field):
                 setattr(model, field, dict(getattr(model, field), architecture=PREFIX + name))

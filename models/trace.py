@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.layers import DropPath, activations, activations_me
 from timm.models.metaformer import StarReLU
+from timm.models.nfnet import GammaAct
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
@@ -93,7 +94,7 @@ def trace(
 def is_activation(module: nn.Module) -> bool:
     """Whether a module is an elementwise activation, or one of ours."""
     home = type(module).__module__
-    return isinstance(module, (LWTA, TopK, StarReLU)) or (
+    return isinstance(module, (LWTA, TopK, StarReLU, GammaAct)) or (
         home in ("torch.nn.modules.activation", activations.__name__, activations_me.__name__)
         and not isinstance(module, (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax))
     )

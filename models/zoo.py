@@ -17,6 +17,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from lwta.errors import InputError
 from models.input_size import fixed_image_size
+from models.timm_names import PREFIX
 
 Transform = Callable[[Image.Image], Tensor]
 _IMAGE_SIZE = 224  # where neither the caller nor the library says one
@@ -34,7 +35,8 @@ def from_timm(name: str, weights: str | None, image_size: int | None, args: dict
     """``timm.create_model``; arguments as of :func:`models.network.load_network`."""
     local = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
     if not local and not timm.is_model(name.split(".")[0]):
-        raise InputError(f"timm knows no network {name!r}{_nearest(name.split('.')[0], timm.list_models())}")
+        alike = [known for known in timm.list_models() if known.startswith(PREFIX) == name.startswith(PREFIX)]
+        raise InputError(f"timm knows no network {name!r}{_nearest(name.split('.')[0], alike)}")
     build = seeded(weights, timm.create_model)
     try:
         model = build(name, pretrained=weights is None, **args)

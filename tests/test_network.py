@@ -204,6 +204,7 @@ def test_a_function_makes_a_network_with_its_transform(own):
         ("timm:", "names no network"),
         ("keras:resnet50/1", "names no network"),
         ("timm:resnet5", "timm knows no network 'resnet5'; the nearest are resnet50"),
+        ("timm:lwta_resnet5", "timm knows no network 'lwta_resnet5'; the nearest are lwta_resnet50"),
         ("torchvision:resnet5", "torchvision knows no classifier 'resnet5'; the nearest are resnet50"),
         ("torchvision:fcn_resnet50", "knows no classifier"),
         ("own_networks:nothing", "cannot be imported .AttributeError: .*has no attribute 'nothing'"),

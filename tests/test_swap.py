@@ -1,5 +1,7 @@
 """What a swap reaches, on which axis, and what it refuses."""
 
+from fnmatch import fnmatchcase
+
 import pytest
 import timm
 import torch
@@ -221,9 +223,125 @@ def test_contradictions_are_refused(options, sentence):
         swap(model, image_size=(16, 16), **options)
 
 
-def test_a_family_without_default_sites_asks_for_them():
-    with pytest.raises(InputError, match="no default sites are known for MlpMixer"):
-        default_sites(timm.create_model("mixer_s32_224", num_classes=5))
+def test_activations_that_blocks_share_are_asked_for():
+    with pytest.raises(
+        InputError, match="layer1.0.relu is called 5 times in one pass; name model.sites, of act1"
+    ):
+        swap(timm.create_model("res2next50", num_classes=5), active_fraction=0.04, image_size=(32, 32))
+
+
+def test_a_plain_sequence_competes_wherever_a_layer_reads():
+    model = timm.create_model("vgg11", num_classes=5)
+    report = swap(model, competitors=32, image_size=(32, 32))
+    convolutions = [name for name, module in model.features.named_children() if isinstance(module, nn.Conv2d)]
+    after = [f"features.{int(name) + 1}" for name in convolutions]
+    assert [site.name for site in report.swapped] == [*after, "pre_logits.act1", "pre_logits.act2"]
+
+
+GATED = [
+    ("seresnet18", ["layer*.se.*"]),
+    ("efficientnet_b0", ["blocks.*.se.*"]),
+    ("regnety_002", ["*.se.*"]),
+    ("resnest14d", ["*.conv2.act1"]),
+    ("skresnet18", ["*.attn.act"]),
+    ("legacy_seresnet18", ["*.se_module.*"]),
+    ("ese_vovnet19b_slim_dw", ["*.attn.gate"]),
+]
+
+
+@pytest.mark.parametrize(("name", "globs"), GATED)
+def test_gates_never_compete(name, globs):
+    model = timm.create_model(name, num_classes=5)
+    with pytest.raises(InputError, match="matches gates alone, which weigh units; they never compete"):
+        swap(model, active_fraction=0.04, sites=globs, image_size=(64, 64))
+    if name != "legacy_seresnet18":  # whose blocks share their activations
+        report = swap(model, active_fraction=0.04, placement="all", image_size=(64, 64))
+        left = {site.name for site in report.left}
+        gated = {site.name for site in report.left if any(fnmatchcase(site.name, glob) for glob in globs)}
+        assert gated
+        assert left == gated | {n for n in left if n.endswith(".gate") or n.startswith("conv1.")}
+
+
+def test_a_block_may_squash_without_being_a_gate():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(4))
+            self.act, self.squash = nn.ReLU(), nn.Sigmoid()
+
+        def forward(self, x):
+            a, b, c, d = self.layers
+            return d(self.squash(c(b(self.act(a(x))))))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.blocks = nn.Conv2d(3, 32, 1), nn.ModuleList([Block()])
+
+        def forward(self, x):
+            return self.blocks[0](self.stem(x).flatten(2).mT)
+
+    report = swap(Net(), competitors=8, image_size=(4, 4))
+    assert [site.name for site in report.swapped] == ["blocks.0.act"]
+    assert [site.name for site in report.left] == ["blocks.0.squash"]
+
+
+def test_an_active_fraction_takes_the_nearest_divisor_of_each_width():
+    model = timm.create_model("efficientnet_b0", num_classes=5)
+    report = swap(model, active_fraction=0.04, image_size=(64, 64))
+    assert {(site.units, site.competitors) for site in report.swapped} == {
+        (32, 32), (96, 24), (144, 24), (240, 24), (480, 24), (672, 24), (1152, 24)
+    }  # fmt: skip
+    assert all(
+        model.get_submodule(site.name).competition.competitors == site.competitors for site in report.swapped
+    )
+
+
+def test_globs_give_sites_their_own_number_of_competitors():
+    report = swap(
+        timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT),
+        competitors={"blocks.0.*": 12, "*": 24},
+    )
+    assert [site.competitors for site in report.swapped] == [12, 24]
+    model = timm.create_model("rexnet_100", num_classes=5)
+    report = swap(model, competitors={"features.13.*": 6}, active_fraction=0.04, image_size=(64, 64))
+    assert {site.competitors for site in report.swapped if site.name.startswith("features.13.")} == {6}
+    assert len(report.swapped) == 16
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"competitors": {"blocks.0.*": 12}}, "no glob of competitors matches blocks.1.mlp.act; add one"),
+        (
+            {"competitors": {"blocks.7.*": 12, "*": 2}},
+            r"'blocks.7.\*' matches no site; they are blocks.0.mlp",
+        ),
+        ({"competitors": {}}, "competitors names no site; null is the dense network"),
+        ({"competitors": {"*": 1}}, "at least 2 competitors, got 1"),
+        ({"active_fraction": 0.6}, "active_fraction lies above 0 and is at most 0.5, not 0.6"),
+        ({"active_fraction": 0.001}, "of the 96 units of blocks.0.mlp.act no number near 1e.03 can compete"),
+        ({"kind": "relu", "competitors": None, "active_fraction": 0.04}, "relu has no competitors"),
+    ],
+)
+def test_numbers_that_fit_no_site_are_refused(options, sentence):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)
+    with pytest.raises(InputError, match=sentence):
+        swap(model, image_size=(16, 16), **options)
+    assert not [m for m in model.modules() if isinstance(m, LWTA)]
+
+
+def test_a_width_without_a_near_divisor_names_those_it_has():
+    model = timm.create_model("csatv2", num_classes=5)
+    with pytest.raises(InputError, match="1544 units of stages.3.1.act .* nearest are 2, 4, 8, 193; give"):
+        swap(model, active_fraction=0.04, image_size=(64, 64))
+
+
+def test_an_activation_made_of_others_is_swapped_whole():
+    model = timm.create_model("poolformerv2_s12", num_classes=5)
+    report = swap(model, active_fraction=0.04, image_size=(64, 64))
+    assert all(isinstance(model.get_submodule(site.name), LWTA) for site in report.swapped)
+    assert not [name for name, _ in model.named_modules() if name.endswith("mlp.act.relu")]
 
 
 @pytest.mark.parametrize(("kind", "module"), [("relu", nn.ReLU), ("gelu", nn.GELU), ("topk", TopK)])
