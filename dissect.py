@@ -17,6 +17,7 @@ from commands.find import find
 from commands.fire import fire
 from commands.label import label
 from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, PassOptions
+from commands.push import push
 from commands.report import report
 from lwta.errors import InputError
 
@@ -72,6 +73,7 @@ COMMANDS = {
     ),
     "app": Command(app, ("network",), "images explained in the browser, units silenced by a click"),
     "export": Command(export, ("network",), "a network for other programs, as ONNX or torch.export"),
+    "push": Command(push, (), "a run to the hub, or to a folder, in timm's format"),
     "compare": Command(
         compare,
         (),

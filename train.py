@@ -12,7 +12,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lwta.errors import InputError
-from models.backbone import read_checkpoint, run_checkpoint
+from models.checkpoint import read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.data import ImageData
 from models.input_size import fixed_image_size
@@ -54,6 +54,15 @@ class RunCLI(LightningCLI):
                 f"{config.run} already holds a run; resume it with --ckpt_path {last} "
                 "or name another folder with --run"
             )
+
+    def instantiate_classes(self) -> None:
+        """Build the run; what its checkpoint holds is not fetched again."""
+        config = self.config[str(self.config.subcommand)]
+        wanted = config.model.pretrained
+        if config.ckpt_path is not None:
+            config.model.pretrained = False
+        super().instantiate_classes()
+        config.model.pretrained = self.model.hparams["pretrained"] = wanted
 
     def before_fit(self) -> None:
         """Refuse what only shows once the data is there, before the run folder is made."""
@@ -108,20 +117,13 @@ class SaveConfig(SaveConfigCallback):
 def check_same_network(path: str, config) -> None:
     """Read a checkpoint and refuse one of another network than the config describes."""
     trained = read_checkpoint(path)["hyper_parameters"]
-    network = (
-        "backbone",
-        "backbone_args",
-        "activation",
-        "competitors",
-        "active_fraction",
-        "sites",
-        "placement",
-    )
-    for name in (*network, "placement", "dim", "normalize", "optimizer"):
+    swapped = ("activation", "competitors", "active_fraction", "sites", "placement", "dim")
+    for name in ("backbone", "backbone_args", *swapped, "normalize", "optimizer"):
         if trained.get(name, config[name]) != config[name]:  # older checkpoints lack newer fields
+            other = f", or start anew from its weights by --model.weights {path}" if name in swapped else ""
             raise InputError(
                 f"checkpoint {path} has model.{name}={trained[name]} and the config {config[name]}; "
-                "use the config of its run"
+                f"use the config of its run{other}"
             )
 
 

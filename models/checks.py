@@ -35,6 +35,12 @@ def check_model(h: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None
         raise InputError(f"beta must be above 0, not {h['beta']}")
     if not 0 <= h["label_smoothing"] < 1 or not h["lr"] > 0:
         raise InputError("label_smoothing lies in [0, 1), and lr above 0")
+    for until, u in (h["staged_competitors"] or {}).items():
+        if until < 1 or u < 2:
+            raise InputError(
+                f"staged_competitors says until which epoch U is what; epochs are at least 1 and U at least "
+                f"2, not {until}: {u}"
+            )
     if h["sites"] == []:
         raise InputError("sites names no site; null takes the family's default")
     if min(h["evaluation"], *h["test_evaluations"]) < 0:

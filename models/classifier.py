@@ -17,12 +17,13 @@ from lwta.errors import InputError
 from lwta.inference import sparsify
 from lwta.layers import NOISE, TAU, competitions, watch
 from lwta.winners import WinnersOnly
-from models.backbone import create_backbone, read_checkpoint
+from models.backbone import create_backbone
+from models.checkpoint import read_checkpoint
 from models.checks import check_model
 from models.loss import training_loss
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.optimizer import create_optimizer
-from models.schedule import Schedule
+from models.schedule import Schedule, Stages
 from models.swap import Competitors
 
 
@@ -39,7 +40,8 @@ class Classifier(LightningModule):
         num_classes: linked from the data.
         class_names: linked from the data; kept in the checkpoint.
         backbone_args: further arguments of ``timm.create_model``.
-        pretrained: start from timm's weights.
+        pretrained: start from timm's weights, or from a file that is fitted as timm fits them: the head may
+            be of other classes, images of another size (:func:`models.backbone.create_backbone`).
         weights: start training from these, a run folder, dense or sparse, or a file
             (:func:`models.weights.load_start`).
         activation: what to put at the sites: lwta, topk, relu or gelu.
@@ -47,9 +49,12 @@ class Classifier(LightningModule):
             matches; null leaves the network dense, as timm builds it.
         active_fraction: where set, in place of one number of competitors: at each site the U that divides its
             width and is nearest to one over this, but for those that globs of competitors match.
-        sites: globs over module names; null takes the family's default.
-        placement: of ResNets: last, what the last convolution of a block reads; inner, all inside a block;
-            all, as published.
+        staged_competitors: of a network that is to become sparse by stages: {epoch: U, ...}, until that epoch
+            each site trains with the divisor of its width nearest to U, if that is fewer than in the end.
+            Validation is always of the network as it is to be.
+        sites: globs over module names; null takes what :func:`models.placement.default_sites` does.
+        placement: of those: last, what the last layer of a block reads; inner, all inside a block; all, as
+            published for ResNets.
         dim: axis of the units where it cannot be told.
         beta: logit scale of the competition.
         normalize: divide its logits by their root mean square.
@@ -73,11 +78,12 @@ class Classifier(LightningModule):
         num_classes: int,
         class_names: list[str] | None = None,
         backbone_args: dict[str, Any] | None = None,
-        pretrained: bool = False,
+        pretrained: bool | str = False,
         weights: str | None = None,
         activation: Literal["lwta", "topk", "relu", "gelu"] = "lwta",
         competitors: Competitors | None = 24,
         active_fraction: float | None = None,
+        staged_competitors: dict[int, int] | None = None,
         sites: list[str] | None = None,
         placement: Literal["all", "inner", "last"] = "last",
         dim: int | None = None,
@@ -131,6 +137,9 @@ class Classifier(LightningModule):
             **({"beta": beta, "normalize": normalize} if activation == "lwta" else {}),
         )
         self.set_scales(epoch=0.0)
+        competing_layers = competitions(self.backbone)
+        units = {competing_layers[s.name]: s.units or 0 for s in self.report.swapped if s.kind == "LWTA"}
+        self.stages = Stages(units, staged_competitors or {})
         if not competing and any(self.schedules[k].peak for k in ("kl_weight", "balance_weight")):
             raise InputError("kl_weight and balance_weight need competing units; this network has none")
         # A dense network is measured at the sites that would compete.
@@ -152,10 +161,21 @@ class Classifier(LightningModule):
 
     # -- training -----------------------------------------------------------------------------
 
+    def on_fit_end(self) -> None:
+        self.stages.finish()
+
     def on_fit_start(self) -> None:
         rank_zero_info(str(self.report))
 
+    def on_validation_start(self) -> None:
+        self.stages.finish()
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self.stages.set(self.current_epoch)
+
     def on_train_epoch_start(self) -> None:
+        self.stages.set(self.current_epoch)
         # Noise, dropout and mixing become functions of (seed, epoch, rank): a resumed run repeats them.
         key = [self.hparams["seed"], self.current_epoch, self.global_rank]
         state = int(np.random.SeedSequence(key).generate_state(1)[0])

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from lwta.errors import InputError
-from models.backbone import run_checkpoint
+from models.checkpoint import run_checkpoint
 from models.classifier import Classifier
 from models.data import ImageData
 from models.images import UNDECODABLE, IndexedImages, read_image

@@ -1,7 +1,12 @@
-"""Values that change over training: noise, temperature, loss weights."""
+"""Values that change over training: noise, temperature, loss weights, and how many units compete."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from lwta.errors import InputError
+from lwta.functional import nearest_divisors
+from lwta.layers import Competition
 
 
 @dataclass
@@ -37,3 +42,33 @@ class Schedule:
         if isinstance(value, Schedule):
             return value
         return cls(**value) if isinstance(value, dict) else cls(value, value, 0)
+
+
+class Stages:
+    """Fewer competitors at first: blocks have no weights, so U can grow while a network trains.
+
+    Args:
+        layers: competition -> number of its units; they have the U they are to have in the end.
+        until: epoch -> U before that epoch.
+
+    Raises:
+        InputError: stages of a network without competing units.
+    """
+
+    def __init__(self, layers: Mapping[Competition, int], until: Mapping[int, int]) -> None:
+        if until and not layers:
+            raise InputError("staged_competitors needs competing units; this network has none")
+        self._until = sorted(until.items())
+        self._layers = {layer: (units, layer.competitors) for layer, units in layers.items()}
+
+    def set(self, epoch: int) -> None:
+        """Let each layer compete as in an epoch: by the divisor of its width nearest to that stage's U."""
+        stage = next((u for end, u in self._until if epoch < end), None)
+        for layer, (units, final) in self._layers.items():
+            near = final if stage is None else nearest_divisors(units, stage, 1)[0]
+            layer.competitors = min(near, final)
+
+    def finish(self) -> None:
+        """Let each layer compete as in the end."""
+        for layer, (_, final) in self._layers.items():
+            layer.competitors = final

@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lwta.errors import InputError
 from lwta.layers import Competition
-from models.backbone import run_checkpoint
+from models.checkpoint import read_checkpoint, run_checkpoint
 from models.zoo import first_line
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -47,7 +47,12 @@ def code_hash(model: nn.Module, *others: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_weights(model: nn.Module, file: str | Path, may_lack: Collection[str] = ()) -> None:
+def load_weights(
+    model: nn.Module,
+    file: str | Path,
+    may_lack: Collection[str] = (),
+    remedy: Callable[[], str] = lambda: "build the network they were trained in",
+) -> None:
     """Load a file of weights into a network, every weight of both by its name.
 
     Args:
@@ -56,18 +61,19 @@ def load_weights(model: nn.Module, file: str | Path, may_lack: Collection[str] =
             as ``{"state_dict": ...}`` or ``{"model": ...}``; the prefixes ``module.``, ``model.`` and
             ``backbone.`` are dropped where the names fit without.
         may_lack: names that stay as they are in the network where the file does not have them.
+        remedy: what to do about weights that do not fit.
 
     Raises:
         InputError: where the file is missing, holds more than tensors and plain values, or does not fit.
     """
-    state = _without_prefix(read_weights(file), set(model.state_dict()))
+    state = without_prefix(read_weights(file), set(model.state_dict()))
     own = model.state_dict()
     for name, value in state.items():
         if name in own and own[name].shape != value.shape:
             held, wanted = (" x ".join(map(str, shape)) for shape in (value.shape, own[name].shape))
             raise InputError(
                 f"the weights {file} do not fit: {name} is {held or 'a number'} there and "
-                f"{wanted or 'a number'} in the network; build the network they were trained in"
+                f"{wanted or 'a number'} in the network; {remedy()}"
             )
     missing, unexpected = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if name not in may_lack]
@@ -77,9 +83,7 @@ def load_weights(model: nn.Module, file: str | Path, may_lack: Collection[str] =
         if names
     ]
     if wrong:
-        raise InputError(
-            f"the weights {file} do not fit: {' and '.join(wrong)}; build the network they were trained in"
-        )
+        raise InputError(f"the weights {file} do not fit: {' and '.join(wrong)}; {remedy()}")
 
 
 def load_start(backbone: nn.Module, weights: str | Path) -> None:
@@ -104,7 +108,22 @@ def load_start(backbone: nn.Module, weights: str | Path) -> None:
         for name, _ in module.named_buffers()
     }
     file = run_checkpoint(weights) if Path(weights).is_dir() else weights
-    load_weights(backbone, file, may_lack=measured)
+    load_weights(backbone, file, may_lack=measured, remedy=lambda: _what_fits(backbone, file))
+
+
+def _what_fits(backbone: nn.Module, file: str | Path) -> str:
+    """What to do with weights that do not fit a network."""
+    heads = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    own, held = backbone.state_dict(), without_prefix(read_weights(file), set(backbone.state_dict()))
+    differ = {name for name in own.keys() & held.keys() if own[name].shape != held[name].shape}
+    if differ and all(name.rpartition(".")[0] in heads for name in differ):
+        return f"the head is of other classes, so set model.pretrained {file}, which makes a new one"
+    if Path(file).suffix == ".ckpt":
+        trained = read_checkpoint(file)["hyper_parameters"]
+        args = trained["backbone_args"] or {}
+        return f"they are of model.backbone {trained['backbone']} with backbone_args {args}"
+    return "set model.backbone to the network they were trained in"
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -146,7 +165,7 @@ def _tensors(held: Any, file: str | Path) -> dict[str, Tensor]:
     return held
 
 
-def _without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+def without_prefix(state: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
     """The weights without wrappers' prefixes, where more of their names fit so."""
     best = state
     for _ in range(_MOST_PREFIXES):

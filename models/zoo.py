@@ -17,7 +17,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from lwta.errors import InputError
 from models.input_size import fixed_image_size
-from models.timm_names import PREFIX
+from models.timm_names import FOLDER, HUB, PREFIX
 
 Transform = Callable[[Image.Image], Tensor]
 _IMAGE_SIZE = 224  # where neither the caller nor the library says one
@@ -33,13 +33,14 @@ class Built(NamedTuple):
 
 def from_timm(name: str, weights: str | None, image_size: int | None, args: dict[str, Any]) -> Built:
     """``timm.create_model``; arguments as of :func:`models.network.load_network`."""
-    local = name.startswith(("hf-hub:", "hf_hub:", "local-dir:"))
-    if not local and not timm.is_model(name.split(".")[0]):
+    if not name.startswith((*HUB, FOLDER)) and not timm.is_model(name.split(".")[0]):
         alike = [known for known in timm.list_models() if known.startswith(PREFIX) == name.startswith(PREFIX)]
         raise InputError(f"timm knows no network {name!r}{_nearest(name.split('.')[0], alike)}")
     build = seeded(weights, timm.create_model)
     try:
         model = build(name, pretrained=weights is None, **args)
+    except InputError:
+        raise
     except Exception as error:
         raise _timm_refusal(name, weights, args, error) from error
     if image_size is not None and fixed_image_size(model) not in (None, (image_size, image_size)):
@@ -55,8 +56,8 @@ def from_timm(name: str, weights: str | None, image_size: int | None, args: dict
 
 def _timm_refusal(name: str, weights: str | None, args: dict[str, Any], error: Exception) -> InputError:
     """What went wrong: the arguments, which fail without weights too, or the way to the weights."""
-    reason, hub = first_line(error), name.startswith(("hf-hub:", "hf_hub:"))
-    if name.startswith("local-dir:"):
+    reason, hub = first_line(error), name.startswith(HUB)
+    if name.startswith(FOLDER):
         return InputError(
             f"timm cannot build {name} ({reason}); the folder holds config.json and model.safetensors"
         )
@@ -164,7 +165,9 @@ def imagenet_transform(size: int | None) -> Transform:
 
 def first_line(error: Exception) -> str:
     """What an error says, in brief."""
-    said = str(error).strip().splitlines()
+    said = [line.strip() for line in str(error).strip().splitlines()]
+    if len(said) > 1 and said[0].startswith("Error(s) in loading state_dict"):
+        said = said[1:]  # what does not fit follows
     return f"{type(error).__name__}: {said[0][:160]}" if said else type(error).__name__
 
 

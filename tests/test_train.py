@@ -15,7 +15,7 @@ import yaml
 from lightning.pytorch import Callback
 
 import train
-from models.backbone import read_checkpoint, run_checkpoint
+from models.checkpoint import read_checkpoint, run_checkpoint
 from models.classifier import Classifier
 from models.schedule import Schedule
 from tests.conftest import refused
