@@ -44,8 +44,8 @@ def create_backbone(
     args = backbone_args or {}
     if name.startswith(PREFIX):
         raise InputError(
-            f"{name} is for timm.create_model; name {name.removeprefix(PREFIX)!r} here, and beside it how its "
-            "units compete"
+            f"{name} is for timm.create_model; name {name.removeprefix(PREFIX)!r} here, and beside it how "
+            "its units compete"
         )
     if isinstance(pretrained, str):
         model = _from_file(name, num_classes, pretrained, args)

@@ -36,7 +36,7 @@ def check_model(h: Mapping[str, Any], schedules: Mapping[str, Schedule]) -> None
     if not 0 <= h["label_smoothing"] < 1 or not h["lr"] > 0:
         raise InputError("label_smoothing lies in [0, 1), and lr above 0")
     for until, u in (h["staged_competitors"] or {}).items():
-        if until < 1 or u < 2:
+        if not (str(until).isdecimal() and int(until) >= 1 and u >= 2):
             raise InputError(
                 f"staged_competitors says until which epoch U is what; epochs are at least 1 and U at least "
                 f"2, not {until}: {u}"

@@ -297,6 +297,7 @@ class Classifier(LightningModule):
         fields: dict[str, Any] = dict(checkpoint["hyper_parameters"], pretrained=False)
         fields.pop("_instantiator", None)
         model = cls(**fields)
+        model.hparams["pretrained"] = checkpoint["hyper_parameters"]["pretrained"]
         model.load_state_dict(checkpoint["state_dict"])
         model.on_load_checkpoint(checkpoint)
         return model.eval()

@@ -58,7 +58,7 @@ class Stages:
     def __init__(self, layers: Mapping[Competition, int], until: Mapping[int, int]) -> None:
         if until and not layers:
             raise InputError("staged_competitors needs competing units; this network has none")
-        self._until = sorted(until.items())
+        self._until = sorted((int(epoch), u) for epoch, u in until.items())  # YAML's keys may be texts
         self._layers = {layer: (units, layer.competitors) for layer, units in layers.items()}
 
     def set(self, epoch: int) -> None:

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 
 import open_clip
+import timm
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from lwta.dissect.labelers.clip import find_similarity
 from lwta.layers import competitions
 from models.backbone import create_backbone
 from models.classifier import Classifier
+from models.swap import swap
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "train").glob("*.yaml"))
 
@@ -48,19 +50,26 @@ def test_a_config_trains_one_step(path, parquet_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Classifier, "training_step", watched)
     expected = yaml.safe_load(path.read_text())["model"]
     trained = stand_in_weights(expected, tmp_path) if "weights" in expected else "null"
+    shallow = ["--model.backbone_args={depth: 2}"] if expected.get("pretrained") else []
     train.main(
         [
             "fit",
             f"--config={path}",
+            "--data.name=hfds",
+            "--data.dataset_args={input_key: img, target_key: label}",
             f"--data.root={parquet_folder}",
             f"--run={tmp_path / 'run'}",
             f"--model.weights={trained}",
+            "--model.pretrained=false",
             "--data.train_split=train",
             "--data.val_split=test",
-            "--data.batch_size=8",
+            f"--data.batch_size={8 if path.stem.startswith(('cifar10', 'quickstart')) else 2}",
+            "--data.num_workers=0",
+            "--trainer.precision=32",
             "--trainer.fast_dev_run=1",
             "--trainer.accelerator=cpu",
             "--trainer.enable_progress_bar=false",
+            *shallow,
         ]
     )
     ((model, before),) = seen
@@ -83,6 +92,27 @@ def stand_in_weights(model, folder) -> Path:
     )
     save_file(backbone.state_dict(), folder / "dense.safetensors")
     return folder / "dense.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("name", "competitors"),
+    [
+        ("imagenet_deit_tiny_published", (2, 8, 16, 24)),
+        ("imagenet_deit_small_published", (2, 12)),
+        ("places365_resnet18_published", (2, 4, 8)),
+    ],
+)
+def test_the_published_networks_are_those_of_the_paper(name, competitors):
+    text = (CONFIGS[0].parent / f"{name}.yaml").read_text()
+    assert f"U: {', '.join(map(str, competitors))}, by --model.competitors U" in text
+    said = yaml.safe_load(text)["model"]
+    for u in competitors:
+        with torch.device("meta"):
+            model = timm.create_model(said["backbone"])
+        model = model.to_empty(device="cpu")
+        found = swap(model, competitors=u, placement=said.get("placement", "last")).swapped
+        assert len(found) == (17 if "resnet18" in name else 12)
+        assert {site.competitors for site in found} == {u}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

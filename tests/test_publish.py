@@ -83,7 +83,9 @@ def test_what_is_loaded_is_fitted_as_timm_fits_it(pushed):
     assert other(torch.zeros(1, 3, 32, 32)).shape == (1, 7)
     own = other.state_dict()
     assert held.keys() == own.keys()
-    differ = {key for key in held if own[key].shape != held[key].shape or not torch.equal(own[key], held[key])}
+    differ = {
+        key for key in held if own[key].shape != held[key].shape or not torch.equal(own[key], held[key])
+    }
     assert differ == {"head.weight", "head.bias", "pos_embed"}
     features = timm.create_model(name, pretrained=True, features_only=True, out_indices=[0])
     (spread,) = [value for key, value in features.state_dict().items() if key.endswith("spread")]
@@ -161,10 +163,9 @@ def test_the_card_says_what_the_network_is_and_stays(pushed, tmp_path, capsys):
     (again / "config.json").write_text("{}")
     capsys.readouterr()
     dissect.main(["push", f"--run={folder}", f"--to=local-dir:{again}"])
-    assert capsys.readouterr().out == (
-        f"pushed to local-dir:{again}; timm.create_model('local-dir:{again}', pretrained=True) loads it after "
-        "`import models`\n"
-    )
+    to = f"local-dir:{again}"
+    loaded = f"timm.create_model({to!r}, pretrained=True) loads it after `import models`"
+    assert capsys.readouterr().out == f"pushed to {to}; {loaded}\n"
     assert (again / "README.md").read_text() == "mine"
     assert (again / "config.json").read_bytes() == (net / "config.json").read_bytes()
 
@@ -173,8 +174,14 @@ def test_a_pushed_network_is_labelled(pushed, image_folder, tmp_path, monkeypatc
     _, net = pushed("stochastic")
     monkeypatch.chdir(tmp_path)
     dissect.main(
-        ["label", f"--model=timm:local-dir:{net}", f"--probe={image_folder / 'test'}", "--out=out"]
-        + ["--clip=shapes", "--concepts=classes"]
+        [
+            "label",
+            f"--model=timm:local-dir:{net}",
+            f"--probe={image_folder / 'test'}",
+            "--out=out",
+            "--clip=shapes",
+            "--concepts=classes",
+        ]
     )
     rows = (tmp_path / "out" / "labels.csv").read_text().splitlines()
     assert len(rows) == 1 + 2 * 96
@@ -196,7 +203,9 @@ def test_what_cannot_be_pushed_is_refused(pushed, tmp_path):
 
 def test_weights_of_other_competitions_are_refused(pushed, tmp_path):
     _, net = pushed("stochastic")
-    with pytest.raises(InputError, match="hold a competition at blocks.0.mlp.act, where the network has none"):
+    with pytest.raises(
+        InputError, match="hold a competition at blocks.0.mlp.act, where the network has none"
+    ):
         timm.create_model(f"local-dir:{net}", pretrained=True, sites=["blocks.1.*"])
     other = Path(shutil.copytree(net, tmp_path / "net"))
     held = load_file(other / "model.safetensors")
