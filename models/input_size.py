@@ -1,6 +1,7 @@
 """The size of the images that a network takes."""
 
 from timm.data import resolve_model_data_config
+from timm.models._features import FeatureGetterNet  # timm.models leaves it out
 from torch import nn
 
 
@@ -12,4 +13,5 @@ def image_size(model: nn.Module) -> tuple[int, int]:
 
 def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     """(H, W) of a network that takes one image size only, None of any other."""
-    return getattr(getattr(model, "patch_embed", getattr(model, "stem", None)), "img_size", None)
+    whole = model.model if isinstance(model, FeatureGetterNet) else model
+    return getattr(getattr(whole, "patch_embed", getattr(whole, "stem", None)), "img_size", None)

@@ -4,8 +4,8 @@ import copy
 from pathlib import Path
 
 import open_clip
-import timm
 import pytest
+import timm
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
