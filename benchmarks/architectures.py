@@ -12,6 +12,8 @@ import argparse
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
+from collections.abc import Callable, Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from torch import Tensor, nn
 import models
 from lwta import LWTA
 from lwta.errors import InputError
-from lwta.layers import watch
 from models.timm_names import PREFIX
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -81,7 +82,7 @@ def check(name: str) -> dict[str, Any]:
         "parameters": sum(p.numel() for p in model.parameters()),
         "found": len(sites + report.left),
         "swapped": len(sites),
-        "sites": " ".join(globs([site.name for site in sites])),
+        "sites": " ".join(globs([site.name for site in sites], [site.name for site in report.left])),
         "axis": " ".join(sorted({"channels" if site.dim in (1, -3) else "last" for site in sites})),
         "competitors": " ".join(str(u) for u in sorted({site.competitors for site in sites})),
         "note": "",
@@ -89,18 +90,45 @@ def check(name: str) -> dict[str, Any]:
 
 
 def fires_and_learns(model: nn.Module, side: int) -> None:
-    """One unit of each block fires at every site and position, and every parameter gets a finite gradient."""
-    layers = {name: module.competition for name, module in model.named_modules() if isinstance(module, LWTA)}
-    with watch(model, {name: layer.dim for name, layer in layers.items()}) as calls:
-        out: Tensor | tuple[Tensor, ...] = model.train()(torch.randn(2, 3, side, side))
-    for name, layer in layers.items():
-        assert len(calls[name]) == 1, f"{name} was called {len(calls[name])} times"
-        (firing,) = calls[name]
-        fired = firing.fired.unflatten(firing.dim, (-1, layer.competitors)).sum(firing.dim + 1)
-        assert bool((fired == 1).all()), f"at {name} a block has none or several that fired"
+    """One unit of each block passes at every site and position, and every parameter gets a finite gradient.
+
+    Which axis the units lie along is told by the layer that ran last before: of a convolution the second, of
+    a linear layer the last.
+    """
+    calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
+    before: list[nn.Module] = []
+
+    def note(name: str) -> Callable[[nn.Module, tuple, Tensor], None]:
+        return lambda _, x, out: calls.setdefault(name, []).append((before[-1], x[0].detach(), out.detach()))
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LWTA)}
+    handles = [module.register_forward_hook(note(name)) for name, module in layers.items()]
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            handles.append(module.register_forward_pre_hook(lambda module, _: before.append(module)))
+    out: Tensor | tuple[Tensor, ...] = model.train()(torch.randn(2, 3, side, side))
+    for handle in handles:
+        handle.remove()
+    for name, module in layers.items():
+        assert len(calls.get(name, [])) == 1, f"{name} was called {len(calls.get(name, []))} times"
+        _one_of_each_block(name, module.competition.competitors, *calls[name][0])
     (torch.cat(out) if isinstance(out, tuple) else out).square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not without, f"no gradient reaches {', '.join(without[:3])}"
+
+
+def _one_of_each_block(name: str, u: int, before: nn.Module, x: Tensor, out: Tensor) -> None:
+    axis = x.ndim - 1 if isinstance(before, nn.Linear) else 1
+    passed = out != 0
+    assert bool((out == x * passed).all()), f"{name} changes what fires"
+    in_block = (
+        passed.unflatten(axis, (-1, u)).sum(axis + 1),
+        (x != 0).unflatten(axis, (-1, u)).all(axis + 1),
+    )
+    count, told = in_block  # a winner that is 0 cannot be told from a loser
+    assert bool(told.any()), f"at {name} every block holds a 0"
+    assert bool((count <= 1).all()), f"at {name} several of a block fired"
+    assert bool((count[told] == 1).all()), f"at {name} a block has none that fired"
 
 
 def _side(name: str) -> int:
@@ -110,21 +138,31 @@ def _side(name: str) -> int:
     return min(config.input_size[-1], _SIDE)
 
 
-def globs(names: list[str]) -> list[str]:
-    """Names with ``*`` for numbers that vary.
+def globs(names: list[str], others: Collection[str] = ()) -> list[str]:
+    """Names with ``*`` for numbers that vary, as far as this matches none of others.
 
     >>> globs(["layer1.0.act1", "layer2.0.act1", "layer2.1.act1"])
     ['layer*.*.act1']
     """
-    groups: dict[str, list[list[str]]] = {}
+    groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault(re.sub(r"\d+", "#", name), []).append(re.findall(r"\d+", name))
-    found = []
-    for pattern, numbers in groups.items():
-        for column in zip(*numbers, strict=True):
-            pattern = pattern.replace("#", column[0] if len(set(column)) == 1 else "*", 1)
-        found.append(pattern)
-    return found
+        groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+    return [glob for group in groups.values() for glob in _glob(group, others)]
+
+
+def _glob(alike: list[str], others: Collection[str]) -> list[str]:
+    """Globs of names that differ by numbers alone."""
+    columns = list(zip(*(re.findall(r"\d+", name) for name in alike), strict=True))
+    pattern = re.sub(r"\d+", "#", alike[0])
+    for column in columns:
+        pattern = pattern.replace("#", column[0] if len(set(column)) == 1 else "*", 1)
+    if not any(fnmatchcase(other, pattern) for other in others):
+        return [pattern]
+    last = [column for column in columns if len(set(column)) > 1][-1]
+    parts = [
+        [name for name, number in zip(alike, last, strict=True) if number == n] for n in dict.fromkeys(last)
+    ]
+    return [glob for part in parts for glob in _glob(part, others)]
 
 
 def read() -> pd.DataFrame:
@@ -154,9 +192,10 @@ def page(rows: pd.DataFrame) -> str:
         f"{timm.__version__}: of each of timm's modules the smallest network, and of some further ones, as "
         "`timm.create_model(\"lwta_NETWORK\")` makes it. "
         f"{len(done)} networks of {families} families compete by default. In each of them, in one step of "
-        "training, one unit of each block fired at every site, and every parameter got a gradient. The last "
-        "column is how many of timm's own model tests pass, TorchScript aside (CONTRIBUTING.md). "
-        "The networks below the table name their sites: `model.sites`, or `sites=` of `timm.create_model`.",
+        "training, one unit of each block fired at every site, and every parameter got a finite gradient. "
+        "The last column is how many of timm's own model tests pass, TorchScript aside (CONTRIBUTING.md). "
+        "The networks below the table need to be told more: `model.sites` or `model.competitors`, or "
+        "`sites=` and `competitors=` of `timm.create_model`.",
         "",
         "| family | network | found | swapped | sites | axis | U | timm's tests |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

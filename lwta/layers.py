@@ -75,6 +75,13 @@ class Competition(nn.Module):
         self.spread.add_((spread - self.spread) * (1 / self.batches).clamp_min(0.01))
         return self.beta / spread
 
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The weights of a dense network know no spread of logits: as for a new layer, batches will tell it.
+        if self.normalize and not {f"{prefix}spread", f"{prefix}batches"} & set(state_dict):
+            fresh = {"spread": torch.ones(()), "batches": torch.zeros((), dtype=torch.long)}
+            state_dict = state_dict | {prefix + name: value for name, value in fresh.items()}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def forward(self, x: Tensor, asked: Collection[str] = ()) -> Winners | Measured:
         """Let units compete.
 

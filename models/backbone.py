@@ -42,15 +42,16 @@ def create_backbone(
         InputError: what timm cannot build, a file that is none or does not fit, and what ``swap`` refuses.
     """
     args = backbone_args or {}
-    if name.startswith(PREFIX):
-        raise InputError(
-            f"{name} is for timm.create_model; name {name.removeprefix(PREFIX)!r} here, and beside it how "
-            "its units compete"
-        )
     if isinstance(pretrained, str):
         model = _from_file(name, num_classes, pretrained, args)
     else:
         model = _build(name, num_classes, args, pretrained=pretrained)
+    built = getattr(model, "pretrained_cfg", {}).get("architecture") or ""
+    if built.startswith(PREFIX):
+        raise InputError(
+            f"{name} is sparse already, and here its config says how units compete; name model.backbone "
+            f"{built.removeprefix(PREFIX)}, and a file of weights, if any, as model.pretrained"
+        )
     return model, swap(model, channels=args.get("in_chans", 3), **swap_args)
 
 

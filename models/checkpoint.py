@@ -31,6 +31,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{path} is no checkpoint of train.py: it lacks {', '.join(sorted(missing))}")
     # Before there was the field, logits competed as they are; today's default is another network.
     checkpoint["hyper_parameters"].setdefault("normalize", False)
+    checkpoint["hyper_parameters"].setdefault("active_fraction", None)
     return checkpoint
 
 

@@ -11,6 +11,11 @@ def image_size(model: nn.Module) -> tuple[int, int]:
     return height, width
 
 
+def image_channels(model: nn.Module) -> int:
+    """Channels of the images a timm model was built for; 3 where a network does not tell."""
+    return getattr(model, "in_chans", 3)
+
+
 def fixed_image_size(model: nn.Module) -> tuple[int, int] | None:
     """(H, W) of a network that takes one image size only, None of any other."""
     whole = model.model if isinstance(model, FeatureGetterNet) else model

@@ -61,10 +61,8 @@ def default_sites(model: nn.Module, seen: Mapping[str, Traced], placement: str =
         Names, in the network's order.
 
     Raises:
-        InputError: a placement that is none; a network without such an activation.
+        InputError: a network without such an activation.
     """
-    if placement not in PLACEMENTS:
-        raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
     left = gates(model)
     acts = [name for name in activations_of(model, seen) if name not in left]
     if placement == "all":
@@ -79,6 +77,11 @@ def default_sites(model: nn.Module, seen: Mapping[str, Traced], placement: str =
     if not chosen and not shared:  # a plain sequence of layers
         chosen = read
     if not chosen:
+        if not acts:
+            raise InputError(
+                f"{type(model).__name__} has no activation that is a module, but for gates, so nothing can "
+                "compete; give its functional activations modules, such as nn.ReLU()"
+            )
         twice = f", where {shared[0]} is called {seen[shared[0]].calls} times in one pass" if shared else ""
         raise InputError(
             f"{type(model).__name__} has no activation of its own that a layer of its block reads{twice}; "

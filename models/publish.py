@@ -1,10 +1,13 @@
 """A trained run in timm's own format, in a folder or on the hub."""
 
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from timm.models import push_to_hf_hub, save_for_hf
 from timm.models._hub import generate_readme
+from torch import nn
 
 from lwta.errors import InputError
 from lwta.layers import competitions
@@ -18,7 +21,10 @@ from models.zoo import first_line
 _OF_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "paper_ids", "notes")
 
 
-def publish(run: Run, to: str, license: str = "unknown", private: bool = False) -> str:
+_UNKNOWN = "unknown"
+
+
+def publish(run: Run, to: str, license: str = _UNKNOWN, private: bool = False) -> str:
     """Write what ``timm.create_model(to, pretrained=True)`` reads.
 
     Args:
@@ -36,14 +42,12 @@ def publish(run: Run, to: str, license: str = "unknown", private: bool = False) 
     if scheme is None:
         raise InputError(f"{to!r} is no place to push to; give hf-hub:OWNER/NAME or local-dir:FOLDER")
     place, card = to.removeprefix(scheme), _card(run, to, license)
-    model, files = run.model.backbone, _files(run)
+    model, files = run.model.backbone, _files(run, license)
     if scheme == FOLDER:
-        folder = Path(place)
-        if folder.exists() and not folder.is_dir():
-            raise InputError(f"{folder} is a file; name a folder")
-        save_for_hf(model, place, safe_serialization=True, **files)
-        if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(generate_readme(card, folder.resolve().name))
+        try:
+            _write(Path(place), model, card, files)
+        except OSError as error:
+            raise InputError(f"{place} cannot be written ({first_line(error)}); name a folder") from error
     else:
         try:
             push_to_hf_hub(model, place, private=private, model_card=card, safe_serialization=True, **files)
@@ -55,12 +59,24 @@ def publish(run: Run, to: str, license: str = "unknown", private: bool = False) 
     return f"pushed to {to}; timm.create_model({to!r}, pretrained=True) loads it after `import models`"
 
 
-def _files(run: Run) -> dict[str, Any]:
+def _write(folder: Path, model: nn.Module, card: dict[str, Any], files: dict[str, Any]) -> None:
+    """Fill a folder, once all that goes into it is there; a card that it has stays."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory() as made:
+        save_for_hf(model, made, safe_serialization=True, **files)
+        if not (folder / "README.md").exists():
+            (Path(made) / "README.md").write_text(generate_readme(card, folder.resolve().name))
+        shutil.copytree(made, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+
+
+def _files(run: Run, license: str) -> dict[str, Any]:
     """Arguments of timm's functions that save a network: its architecture, its swap, its data."""
     h, data, model = run.model.hparams, run.data.config, run.model.backbone
     config: dict[str, Any] = dict(model.pretrained_cfg)  # type: ignore[arg-type]
-    if not h["pretrained"]:
+    if h["pretrained"] is not True:
         config = {key: value for key, value in config.items() if key not in _OF_WEIGHTS}
+    if license != _UNKNOWN:
+        config["license"] = license
     args: dict[str, Any] = {}
     if run.model.report.swapped:
         config["architecture"] = PREFIX + config["architecture"].removeprefix(PREFIX)
@@ -71,7 +87,7 @@ def _files(run: Run) -> dict[str, Any]:
     return {
         "model_args": args,
         "model_config": {"label_names": class_names(run)},
-        "data_config": seen | {"input_size": (3, side, side)},
+        "data_config": seen | {"input_size": (3, side, side), "crop_mode": "center"},
     }
 
 

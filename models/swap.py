@@ -6,6 +6,7 @@ and keeps pretrained weights.
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from operator import index
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -14,13 +15,20 @@ from lwta.errors import InputError
 from lwta.functional import nearest_divisors
 from lwta.layers import LWTA, TopK
 from models import input_size
-from models.placement import default_sites, gates
+from models.placement import PLACEMENTS, default_sites, gates
 from models.sites import Site, sites_in
 from models.trace import trace
 
 KINDS = ("lwta", "topk", "relu", "gelu")
 #: U at every site, or by glob of its name, the first that matches.
 Competitors = int | dict[str, int]
+_HOOKS = (  # timm's networks of features find what they return by these
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
 _FARTHEST = 2.5  # from the active fraction that is asked for, as a ratio
 
 
@@ -56,7 +64,7 @@ def swap(
     placement: str = "last",
     dim: int | None = None,
     image_size: tuple[int, int] | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     **scales: Any,
 ) -> SwapReport:
     """Replace the activations matched by ``sites``, in place.
@@ -72,7 +80,7 @@ def swap(
         placement: for those.
         dim: axis of the units, for sites where the trace cannot tell it.
         image_size: (H, W) of the traced pass; None is what a timm model was built for, of others (224, 224).
-        channels: of its images.
+        channels: of its images; None is what a timm model was built for, of others 3.
         scales: further arguments of :class:`lwta.LWTA`. Its defaults are the recipe's, but for balanced use,
             a term of the loss: :func:`models.loss.training_loss`.
 
@@ -83,8 +91,14 @@ def swap(
         InputError: a glob that matches nothing or gates alone, a width that U does not divide, an axis that
             cannot be told, a module called at several sites, kind and competitors that contradict.
     """
-    _check(kind, competitors, active_fraction)
-    seen = trace(model, image_size or input_size.image_size(model), channels=channels)
+    competitors = _checked(kind, competitors, active_fraction)
+    if placement not in PLACEMENTS:
+        raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
+    seen = trace(
+        model,
+        image_size or input_size.image_size(model),
+        channels=channels or input_size.image_channels(model),
+    )
     found, dense = sites_in(model, seen), competitors is None and active_fraction is None
     if sites is not None:
         chosen = _match(found, sites, gates(model))
@@ -102,23 +116,47 @@ def swap(
     choose = _chooser(chosen, competitors, active_fraction)
     new = {site.name: _replacement(kind, choose, _told(site, dim), scales) for site in chosen}
     for name, module in new.items():
-        model.set_submodule(name, module.train(model.get_submodule(name).training))
+        _put(model, name, module)
     swapped = [_swapped(_told(site, dim), new[site.name]) for site in chosen]
     return SwapReport(swapped, [site for site in found if site.name not in new], swapped)
 
 
-def _check(kind: str, competitors: Competitors | None, active_fraction: float | None) -> None:
+def _checked(kind: str, competitors: Competitors | None, active_fraction: float | None) -> Competitors | None:
+    """The competitors as Python's whole numbers."""
     if kind not in KINDS:
         raise InputError(f"activation is one of {', '.join(KINDS)}, not {kind!r}")
     if competitors == {}:
         raise InputError("competitors names no site; null is the dense network")
-    for u in competitors.values() if isinstance(competitors, dict) else (competitors,):
-        if u is not None and u < 2:
-            raise InputError(f"a block needs at least 2 competitors, got {u}; null is the dense network")
+    if isinstance(competitors, dict):
+        competitors = {glob: _whole(u) for glob, u in competitors.items()}
+    elif competitors is not None:
+        competitors = _whole(competitors)
     if active_fraction is not None and not 0 < active_fraction <= 0.5:
         raise InputError(f"active_fraction lies above 0 and is at most 0.5, not {active_fraction}")
     if kind in ("relu", "gelu") and not (competitors is None and active_fraction is None):
         raise InputError(f"{kind} has no competitors; set competitors to null")
+    return competitors
+
+
+def _whole(u: Any) -> int:
+    try:
+        whole = index(u)
+    except TypeError:
+        raise InputError(f"competitors are a whole number, or several by glob, not {u!r}") from None
+    if whole < 2:
+        raise InputError(f"a block needs at least 2 competitors, got {whole}; null is the dense network")
+    return whole
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Set a module wherever the network holds the old one, with its mode and the hooks of who watches it."""
+    old = model.get_submodule(name)
+    module.train(old.training)
+    for hooks in _HOOKS:
+        getattr(module, hooks).update(getattr(old, hooks))
+    for alias, held in list(model.named_modules(remove_duplicate=False)):
+        if held is old:
+            model.set_submodule(alias, module)
 
 
 def _match(found: list[Site], globs: Iterable[str], never: set[str]) -> list[Site]:
@@ -197,13 +235,13 @@ def _divisor(name: str, units: int, u: int) -> int:
 def _replacement(
     kind: str, choose: Callable[[str, int], int], site: Site, scales: dict[str, Any]
 ) -> nn.Module:
+    if kind in ("relu", "gelu"):
+        return nn.ReLU() if kind == "relu" else nn.GELU()
     if site.calls > 1:
         raise InputError(
             f"{site.name} is called {site.calls} times in one pass; a competition needs a module "
             "of its own at each site, so leave it out of model.sites or give each call its module"
         )
-    if kind in ("relu", "gelu"):
-        return nn.ReLU() if kind == "relu" else nn.GELU()
     if site.dim is None or site.units is None:
         raise InputError(
             f"the axis of the units of {site.name} cannot be told from what feeds it; set model.dim"

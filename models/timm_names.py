@@ -13,14 +13,20 @@ from collections.abc import Callable
 from typing import Any
 
 import timm
-from timm.models import DefaultCfg, load_state_dict_from_hf, register_model, register_notrace_module
+from timm.models import (
+    DefaultCfg,
+    load_state_dict,
+    load_state_dict_from_hf,
+    register_model,
+    register_notrace_module,
+)
 from timm.models import get_arch_pretrained_cfgs as pretrained_cfgs
 from timm.models._hub import load_state_dict_from_path  # timm.models leaves this one out
 from torch import Tensor, nn
 
 from lwta.errors import InputError
 from lwta.layers import LWTA, TopK
-from models.swap import swap
+from models.swap import SwapReport, swap
 
 PREFIX = "lwta_"
 #: Of the units of each site, where ``competitors`` is no number and ``active_fraction`` is not given.
@@ -34,6 +40,14 @@ __all__ = ["ACTIVE_FRACTION", "FOLDER", "HUB", "PREFIX", "is_spread", "register"
 
 _OURS = ("kind", "competitors", "active_fraction", "sites", "placement", "dim")
 _SCALES = tuple(inspect.signature(LWTA).parameters)[2:]
+_OF_PARTS = (
+    "features_only",
+    "out_indices",
+    "feature_cls",
+    "num_classes",
+    "pretrained_model_args",
+)
+_HOLDERS = ("model.", "body.", "graph_module.")
 _CFGS = ("pretrained_cfg", "default_cfg")  # the second is timm's older name of the first
 
 
@@ -52,19 +66,19 @@ def register() -> None:
 
 def _builder(name: str) -> Callable[..., nn.Module]:
     def build(pretrained: bool = False, **options: Any) -> nn.Module:
-        swapped: dict[str, Any] = {key: options.pop(key) for key in (*_OURS, *_SCALES) if key in options}
-        if swapped.get("kind", "lwta") in ("relu", "gelu"):
-            swapped.setdefault("competitors", None)
-        elif not isinstance(swapped.get("competitors"), int):
-            swapped = {"active_fraction": ACTIVE_FRACTION} | swapped
-        cfg, spreads = options.get("pretrained_cfg"), {}
-        if pretrained and isinstance(cfg, dict) and cfg.get("source") in ("hf-hub", "local-dir"):
-            # Weights of a sparse network: what its competitions keep has no place before the swap.
-            state = _stored(cfg, options.get("cache_dir"))
+        ours = {key: options.pop(key) for key in (*_OURS, *_SCALES) if key in options}
+        state = _stored(options) if pretrained else None
+        spreads: dict[str, Tensor] = {}
+        if state is not None:  # what competitions keep has no place before the swap
             spreads = {key: state.pop(key) for key in list(state) if is_spread(key)}
-            options["pretrained_cfg"] = cfg | {"source": None, "state_dict": state}
-        model = timm.models.model_entrypoint(name)(pretrained=pretrained, **options)
-        model.swap_report = swap(model, channels=options.get("in_chans", 3), **swapped)  # type: ignore[assignment]
+        model = _dense(name, pretrained, state, options)
+        chosen = _as_asked(ours)
+        if options.get("features_only") or options.get("num_classes") == 0:
+            # The rule looks at a whole network: what reads an activation may be left out of this one.
+            rest = {key: value for key, value in options.items() if key not in _OF_PARTS}
+            report = swap(timm.models.model_entrypoint(name)(**rest), **chosen)
+            chosen |= _of_part(model, report)
+        model.swap_report = swap(model, **chosen)  # type: ignore[assignment]
         strangers = _load_spreads(model, spreads)
         if strangers and not options.get("features_only"):
             site = strangers[0].rpartition(".competition.")[0]
@@ -74,8 +88,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
             )
         for field in _CFGS:
             if hasattr(model, field):
-                found = dict(cfg) if spreads and isinstance(cfg, dict) else dict(getattr(model, field))
-                setattr(model, field, found | {"architecture": PREFIX + name})
+                setattr(model, field, dict(getattr(model, field), architecture=PREFIX + name))
         return model
 
     build.__name__ = build.__qualname__ = PREFIX + name
@@ -83,11 +96,60 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _stored(cfg: dict[str, Any], cache_dir: Any) -> dict[str, Tensor]:
-    """Weights that lie beside the config.json which this configuration was read from."""
+def _as_asked(ours: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`models.swap.swap`; what is not said of U is an active fraction."""
+    asked = dict(ours)
+    if asked.get("kind", "lwta") in ("relu", "gelu"):
+        asked.setdefault("competitors", None)
+    elif isinstance(asked.get("competitors"), dict) or asked.get("competitors") is None:
+        asked = {"active_fraction": ACTIVE_FRACTION} | asked
+    elif asked.get("active_fraction") is not None:
+        raise InputError("competitors and active_fraction both say U; give one of them, or U by glob")
+    return asked
+
+
+def _dense(
+    name: str, pretrained: bool, state: dict[str, Tensor] | None, options: dict[str, Any]
+) -> nn.Module:
+    """The network as timm builds it, with the weights that were read."""
+    build = timm.models.model_entrypoint(name)
+    if state is None:
+        return build(pretrained=pretrained, **options)
+    cfg, overlay = options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay") or {}
+    held = {"state_dict": state, "source": None, "file": None}
+    model = build(pretrained=True, **options | {"pretrained_cfg_overlay": {**overlay, **held}})
+    for field in _CFGS:  # as read, or each copy of the network would hold the weights again
+        if hasattr(model, field):
+            given = dict(cfg) if isinstance(cfg, dict) else {}
+            setattr(model, field, dict(getattr(model, field), state_dict=None) | given)
+    return model
+
+
+def _stored(options: dict[str, Any]) -> dict[str, Tensor] | None:
+    """Weights that may be of a sparse network: beside a config.json, or those a configuration brings."""
+    cfg, overlay = options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay") or {}
+    if overlay.get("state_dict") is not None:
+        return dict(overlay["state_dict"])
+    if overlay.get("file") is not None and not overlay.get("custom_load"):
+        return load_state_dict(overlay["file"], weights_only=True)
+    if not isinstance(cfg, dict) or cfg.get("source") not in ("hf-hub", "local-dir"):
+        return None
     if cfg["source"] == "local-dir":
         return load_state_dict_from_path(cfg["file"])
-    return load_state_dict_from_hf(cfg["hf_hub_id"], cache_dir=cache_dir)
+    return load_state_dict_from_hf(cfg["hf_hub_id"], cache_dir=options.get("cache_dir"))
+
+
+def _of_part(model: nn.Module, report: SwapReport) -> dict[str, Any]:
+    """Sites and U of a whole network by the names that a part of it has for them."""
+    own = {_flat(name): name for name, _ in model.named_modules()}
+    sites = {own[_flat(s.name)]: s for s in report.swapped if _flat(s.name) in own}
+    if not sites:
+        raise InputError(
+            "none of the competing layers of the network lies before the features that are asked for"
+        )
+    competitors = {name: site.competitors for name, site in sites.items()}
+    lwta = all(competitors.values())
+    return {"sites": list(sites), "competitors": competitors if lwta else None, "active_fraction": None}
 
 
 def is_spread(key: str) -> bool:
@@ -96,10 +158,7 @@ def is_spread(key: str) -> bool:
 
 
 def _load_spreads(model: nn.Module, spreads: dict[str, Tensor]) -> list[str]:
-    """Buffers of competitions by name; returns those that the network has not.
-
-    Networks of features have less of them, and other names.
-    """
+    """Buffers of competitions by name; returns those that the network has not."""
     own = {_flat(name): value for name, value in model.named_buffers() if is_spread(name)}
     for name, value in spreads.items():
         if _flat(name) in own:
@@ -108,8 +167,10 @@ def _load_spreads(model: nn.Module, spreads: dict[str, Tensor]) -> list[str]:
 
 
 def _flat(key: str) -> str:
-    # timm's networks of features keep one within them as "model", or write "layers_0" for "layers.0".
-    return key.removeprefix("model.").replace(".", "_")
+    # timm's networks of features keep the whole one within them, or write "layers_0" for "layers.0".
+    for holder in _HOLDERS:
+        key = key.removeprefix(holder)
+    return key.replace(".", "_")
 
 
 # What torch.fx traces through timm's networks stops at these: who wins depends on values.

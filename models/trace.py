@@ -79,10 +79,10 @@ def trace(
     """
     follow, modes = _Trace(), [(module, module.training) for module in model.modules()]
     handles = follow.attach(model)
-    place = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    weight = next((weight for weight in model.parameters() if weight.is_floating_point()), torch.zeros(()))
     try:
         with torch.no_grad(), follow:
-            model.eval()(torch.zeros(images, channels, *image_size, device=place))
+            model.eval()(torch.zeros(images, channels, *image_size, device=weight.device, dtype=weight.dtype))
     finally:
         for module, mode in modes:
             module.training = mode
@@ -197,7 +197,7 @@ class _Trace(TorchFunctionMode):
             return None
         # Laid out in memory as x is, for views; whole numbers below 2**53 stay exact in sums.
         numbers = torch.empty_like(x, dtype=torch.float64, device="cpu")
-        numbers.movedim(axis, -1).copy_(torch.arange(x.shape[axis], dtype=torch.float64))
+        numbers.movedim(axis, -1).copy_(torch.arange(x.shape[axis], dtype=torch.float64, device="cpu"))
         try:
             out = func(numbers, *args[1:], **kwargs)
         except (RuntimeError, TypeError, IndexError, ValueError):

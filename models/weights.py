@@ -2,7 +2,7 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from lwta.errors import InputError
-from lwta.layers import Competition
 from models.checkpoint import read_checkpoint, run_checkpoint
 from models.zoo import first_line
 
@@ -50,7 +49,6 @@ def code_hash(model: nn.Module, *others: str) -> str:
 def load_weights(
     model: nn.Module,
     file: str | Path,
-    may_lack: Collection[str] = (),
     remedy: Callable[[], str] = lambda: "build the network they were trained in",
 ) -> None:
     """Load a file of weights into a network, every weight of both by its name.
@@ -60,7 +58,6 @@ def load_weights(
         file: .safetensors, or .pt, .pth, .bin, .ckpt as ``torch.save`` writes them: a state dict, alone or
             as ``{"state_dict": ...}`` or ``{"model": ...}``; the prefixes ``module.``, ``model.`` and
             ``backbone.`` are dropped where the names fit without.
-        may_lack: names that stay as they are in the network where the file does not have them.
         remedy: what to do about weights that do not fit.
 
     Raises:
@@ -76,7 +73,6 @@ def load_weights(
                 f"{wanted or 'a number'} in the network; {remedy()}"
             )
     missing, unexpected = model.load_state_dict(state, strict=False)
-    missing = [name for name in missing if name not in may_lack]
     wrong = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
         for names, what in ((missing, "missing"), (unexpected, "that the network does not have"))
@@ -100,15 +96,8 @@ def load_start(backbone: nn.Module, weights: str | Path) -> None:
         raise InputError(
             f"there is no run or file {weights} to start from; train it first, or set model.weights"
         )
-    # A dense network knows no spread of logits; batches of this training tell it.
-    measured = {
-        f"{place}.{name}"
-        for place, module in backbone.named_modules()
-        if isinstance(module, Competition)
-        for name, _ in module.named_buffers()
-    }
     file = run_checkpoint(weights) if Path(weights).is_dir() else weights
-    load_weights(backbone, file, may_lack=measured, remedy=lambda: _what_fits(backbone, file))
+    load_weights(backbone, file, remedy=lambda: _what_fits(backbone, file))
 
 
 def _what_fits(backbone: nn.Module, file: str | Path) -> str:
@@ -119,11 +108,12 @@ def _what_fits(backbone: nn.Module, file: str | Path) -> str:
     differ = {name for name in own.keys() & held.keys() if own[name].shape != held[name].shape}
     if differ and all(name.rpartition(".")[0] in heads for name in differ):
         return f"the head is of other classes, so set model.pretrained {file}, which makes a new one"
-    if Path(file).suffix == ".ckpt":
+    try:
         trained = read_checkpoint(file)["hyper_parameters"]
-        args = trained["backbone_args"] or {}
-        return f"they are of model.backbone {trained['backbone']} with backbone_args {args}"
-    return "set model.backbone to the network they were trained in"
+    except InputError:  # no checkpoint of a run
+        return "set model.backbone to the network they were trained in"
+    args = trained["backbone_args"] or {}
+    return f"they are of model.backbone {trained['backbone']} with backbone_args {args}"
 
 
 def read_weights(file: str | Path) -> dict[str, Tensor]:
@@ -134,7 +124,8 @@ def read_weights(file: str | Path) -> dict[str, Tensor]:
     """
     path = Path(file)
     if not path.is_file():
-        raise InputError(f"there is no file of weights {file}; name one that exists, or random")
+        held = " but a folder, name the file in it" if path.is_dir() else "; name one that exists"
+        raise InputError(f"there is no file of weights {file}{held}")
     if path.suffix.lower() not in _SUFFIXES:
         raise InputError(f"{file} is no file of weights; it ends in one of {', '.join(_SUFFIXES)}")
     try:

@@ -111,7 +111,8 @@ def test_what_does_not_fit_a_run_says_what_does(tiny, tmp_path):
     assert f"; they are of model.backbone {NAME} with backbone_args {{'img_size': 16" in said
     said = refused(train.main, tiny.args(**other, model__backbone=f"lwta_{NAME}"))
     assert said == (
-        f"error: lwta_{NAME} is for timm.create_model; name '{NAME}' here, and beside it how its units compete"
+        f"error: lwta_{NAME} is sparse already, and here its config says how units compete; "
+        f"name model.backbone {NAME}, and a file of weights, if any, as model.pretrained"
     )
 
 

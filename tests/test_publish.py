@@ -134,10 +134,12 @@ def test_what_reaches_the_hub_is_what_reaches_a_folder(pushed, tmp_path, monkeyp
     hub = Hub(tmp_path / "hub")
     monkeypatch.setattr(timm.models._hub, "HfApi", hub)
     dissect.main(["push", f"--run={folder}", "--to=hf-hub:me/net", "--license=mit", "--private=true"])
+    licensed = json.loads((hub.folder / "config.json").read_text())
+    assert licensed["pretrained_cfg"].pop("license") == "mit"
+    assert licensed == json.loads((net / "config.json").read_text())
     assert (hub.repo_id, hub.private) == ("me/net", True)
     assert {file.name for file in hub.folder.iterdir()} == {file.name for file in net.iterdir()}
-    for name in ("config.json", "model.safetensors"):
-        assert (hub.folder / name).read_bytes() == (net / name).read_bytes()
+    assert (hub.folder / "model.safetensors").read_bytes() == (net / "model.safetensors").read_bytes()
     assert "license: mit" in (hub.folder / "README.md").read_text()
     assert "timm.create_model('hf-hub:me/net', pretrained=True)" in (hub.folder / "README.md").read_text()
 
@@ -193,7 +195,8 @@ def test_what_cannot_be_pushed_is_refused(pushed, tmp_path):
     for to, said in (
         ("me/net", "'me/net' is no place to push to; give hf-hub:OWNER/NAME or local-dir:FOLDER"),
         ("local-dir:", "'local-dir:' is no place"),
-        (f"local-dir:{tmp_path / 'file'}", "file is a file; name a folder"),
+        (f"local-dir:{tmp_path / 'file'}", "file cannot be written .*; name a folder"),
+        (f"local-dir:{tmp_path / 'file' / 'sub'}", "sub cannot be written .NotADirectory.*; name a folder"),
         ("hf-hub:me/net", "hf-hub:me/net cannot be written .*or push to local-dir:FOLDER"),
     ):
         message = refused(dissect.main, ["push", f"--run={folder}", f"--to={to}"])
