@@ -103,12 +103,25 @@ def test_what_does_not_fit_a_run_says_what_does(tiny, tmp_path):
         f"error: checkpoint {last} has model.competitors=24 and the config 8; use the config of its run, or "
         f"start anew from its weights by --model.weights {last}"
     )
+    saved = torch.load(last, weights_only=True)
+    del saved["hyper_parameters"]["active_fraction"]  # as before there was the field
+    torch.save(saved, last)
+    older = ["fit", f"--config={config}", f"--ckpt_path={last}", "--model.active_fraction=0.25"]
+    assert "has model.active_fraction=None and the config 0.25" in refused(train.main, older)
     tiny.fit(run=tmp_path / "anew", model__competitors=8, model__weights=last, trainer__max_epochs=1)
     wider = "{img_size: 16, patch_size: 4, embed_dim: 48, depth: 2, num_heads: 2}"
     other = {"run": tmp_path / "other", "model__weights": tiny.folder, "trainer__max_epochs": 1}
     said = refused(train.main, tiny.args(**other, model__backbone_args=wider))
     assert "24 there and" in said
     assert f"; they are of model.backbone {NAME} with backbone_args {{'img_size': 16" in said
+    foreign = tmp_path / "foreign.ckpt"
+    torch.save(
+        {"state_dict": timm.create_model(NAME, num_classes=3, **SMALL | {"depth": 1}).state_dict()}, foreign
+    )
+    said = refused(train.main, tiny.args(**other | {"model__weights": foreign}))
+    assert re.search("12 missing .*; set model.backbone to the network they were trained in$", said), said
+    said = refused(train.main, tiny.args(run=tmp_path / "other", model__pretrained=tiny.folder))
+    assert said == f"error: there is no file of weights {tiny.folder} but a folder, name the file in it"
     said = refused(train.main, tiny.args(**other, model__backbone=f"lwta_{NAME}"))
     assert said == (
         f"error: lwta_{NAME} is sparse already, and here its config says how units compete; "

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import dissect
+import train
 from lwta.errors import InputError
 from lwta.layers import competitions, sampled
 from models.network import load_network
@@ -29,6 +30,12 @@ KINDS = {
     "topk": {"model__activation": "topk", "model__competitors": 8},
     "relu": {"model__activation": "relu", "model__competitors": "null"},
     "dense": {"model__competitors": "null"},
+    "squashed": {  # an architecture that timm shows whole images, pressed into a square
+        "model__backbone_args": (
+            "{img_size: 16, patch_size: 4, embed_dim: 24, depth: 2, num_heads: 2, "
+            "pretrained_cfg_overlay: {crop_mode: squash}}"
+        )
+    },
 }
 
 
@@ -62,7 +69,7 @@ def test_what_is_loaded_computes_what_the_run_does(pushed, kind):
     folder, net = pushed(kind)
     run, loaded = load_run(folder, device="cpu"), load_network(f"timm:local-dir:{net}")
     assert loaded.class_names == sorted(COLOURS)
-    seen = coloured_image((200, 90, 40), np.random.default_rng(0), side=40)
+    seen = coloured_image((200, 90, 40), np.random.default_rng(0), side=40).crop((0, 0, 40, 24))
     pixels = loaded.transform(seen)
     assert torch.equal(pixels, run.data.eval_transform()(seen))
     expected, found = logits(run.model.backbone, pixels[None]), logits(loaded.model, pixels[None])
@@ -72,6 +79,8 @@ def test_what_is_loaded_computes_what_the_run_does(pushed, kind):
     config = json.loads((net / "config.json").read_text())
     assert config["architecture"] == ("" if kind == "dense" else "lwta_") + "vit_tiny_patch16_224"
     assert {"tag", "license", "origin_url"}.isdisjoint(config["pretrained_cfg"])
+    kept = loaded.model.pretrained_cfg
+    assert (kept["source"], kept.get("state_dict")) == ("local-dir", None)
     competing = [competitions(model) for model in (run.model.backbone, loaded.model)]
     assert str(competing[0]) == str(competing[1])
 
@@ -93,6 +102,48 @@ def test_what_is_loaded_is_fitted_as_timm_fits_it(pushed):
     untrained = timm.create_model(name)
     assert not torch.equal(untrained.state_dict()["head.weight"], held["head.weight"])
     assert untrained.pretrained_cfg["label_names"] == sorted(COLOURS)
+
+
+def test_features_of_sites_by_name_are_loaded(pushed):
+    _, net = pushed("by fraction")
+    features = timm.create_model(f"local-dir:{net}", pretrained=True, features_only=True, out_indices=[0, 1])
+    assert [layer.competitors for layer in competitions(features).values()] == [12, 4]
+    shallow = timm.create_model(f"local-dir:{net}", pretrained=True, features_only=True, out_indices=[0])
+    assert [layer.competitors for layer in competitions(shallow).values()] == [12]
+
+
+def test_weights_of_either_kind_are_taken_from_a_file(pushed, tmp_path):
+    _, net = pushed("stochastic")
+    held = load_file(net / "model.safetensors")
+    args = json.loads((net / "config.json").read_text())["model_args"]
+    name, place = "lwta_vit_tiny_patch16_224", "blocks.0.mlp.act.competition.spread"
+    for source in ({"file": str(net / "model.safetensors")}, {"state_dict": held}):
+        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=source, **args)
+        assert torch.equal(model.state_dict()[place], held[place])
+        assert torch.equal(model.state_dict()["norm.weight"], held["norm.weight"])
+    assert place in held  # what was given stays whole
+    dense = {key: value for key, value in held.items() if "competition" not in key}
+    save_file(dense, tmp_path / "dense.safetensors")
+    model = timm.create_model(name, checkpoint_path=str(tmp_path / "dense.safetensors"), **args)
+    assert torch.equal(model.state_dict()["norm.weight"], held["norm.weight"])
+
+
+def test_a_sparse_network_is_no_backbone(pushed, tiny):
+    _, net = pushed("stochastic")
+    said = refused(train.main, tiny.args(model__backbone=f"local-dir:{net}"))
+    assert said.endswith(
+        "is sparse already, and here its config says how units compete; name model.backbone "
+        "vit_tiny_patch16_224, and a file of weights, if any, as model.pretrained"
+    )
+    tiny.fit(model__pretrained=net / "model.safetensors", model__competitors=8, trainer__max_epochs=1)
+
+
+def test_a_licence_is_claimed_of_timms_own_weights_alone(pushed, tiny, tmp_path):
+    _, net = pushed("stochastic")
+    tiny.fit(model__pretrained=net / "model.safetensors", trainer__max_epochs=1)
+    dissect.main(["push", f"--run={tiny.folder}", f"--to=local-dir:{tmp_path / 'own'}"])
+    config = json.loads((tmp_path / "own" / "config.json").read_text())["pretrained_cfg"]
+    assert {"tag", "license"}.isdisjoint(config)
 
 
 def test_it_is_loaded_by_its_name_on_the_hub(pushed, tmp_path):

@@ -2,6 +2,7 @@
 
 from fnmatch import fnmatchcase
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -378,3 +379,111 @@ def test_a_swapped_network_keeps_the_mode_of_each_module_and_needs_no_image_size
 def test_a_backbone_knows_its_image_size():
     assert image_size(timm.create_model("vit_tiny_patch16_224", num_classes=5, **VIT)) == (16, 16)
     assert image_size(timm.create_model("resnet18", num_classes=5)) == (224, 224)
+
+
+def test_an_activation_under_two_names_is_swapped_under_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.act, self.head = nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 5, 1)
+            self.body = nn.Sequential(self.first, self.act, self.head)
+
+        def forward(self, x):
+            return self.body(x).mean((2, 3))
+
+    model = Twice()
+    report = swap(model, competitors=8, image_size=(8, 8))
+    assert model.act is model.body[1]
+    assert isinstance(model.act, LWTA)
+    with watch(model, {site.name: site.dim for site in report.swapped}) as calls:
+        model(torch.randn(2, 3, 8, 8))
+    assert [len(firings) for firings in calls.values()] == [1]
+
+
+def test_who_watches_an_activation_watches_what_takes_its_place():
+    model, seen = timm.create_model("resnet10t"), []
+    model.layer1[0].act1.register_forward_hook(lambda _module, x, out: seen.append((x[0], out)))
+    model.layer1[0].act1.register_forward_pre_hook(lambda *_: seen.append("before"))
+    swap(model.eval(), competitors=8)
+    seen.clear()
+    model(torch.randn(1, 3, 32, 32))
+    before, (x, out) = seen
+    assert before == "before"
+    assert torch.equal(out, model.layer1[0].act1(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_network_of_any_precision_is_swapped(dtype):
+    for name, args in (("vit_tiny_patch16_224", VIT), ("resnet10t", {})):
+        model = timm.create_model(name, **args).to(dtype)
+        assert swap(model, competitors=8).swapped
+        assert {value.dtype for value in model.parameters()} == {dtype}
+
+
+def test_a_network_without_memory_is_swapped():
+    with torch.device("meta"):
+        model = timm.create_model("lwta_vit_tiny_patch16_224", **VIT)
+    assert [site.competitors for site in model.swap_report.swapped] == [24, 24]
+
+
+def test_channels_are_those_of_the_network():
+    model = timm.create_model("resnet10t", in_chans=1)
+    assert len(swap(model, competitors=8).swapped) == 4
+    sparse = timm.create_model("lwta_resnet10t", pretrained_cfg_overlay={"input_size": (2, 32, 32)})
+    assert sparse(torch.zeros(2, 2, 32, 32)).shape == (2, 1000)
+
+
+@pytest.mark.parametrize("competitors", [np.int64(8), torch.tensor(8)])
+def test_any_whole_number_is_one(competitors):
+    model = timm.create_model("resnet10t")
+    swap(model, competitors=competitors)
+    assert model.layer1[0].act1.competition.competitors == 8
+    sparse = timm.create_model("lwta_resnet10t", competitors=competitors)
+    assert {site.competitors for site in sparse.swap_report.swapped} == {8}
+
+
+@pytest.mark.parametrize("competitors", [12.0, "12", {"*": 2.5}])
+def test_what_is_no_whole_number_is_refused(competitors):
+    for make in (
+        lambda: swap(timm.create_model("resnet10t"), competitors=competitors),
+        lambda: timm.create_model("lwta_resnet10t", competitors=competitors),
+    ):
+        with pytest.raises(InputError, match="competitors are a whole number, or several by glob, not"):
+            make()
+    with pytest.raises(InputError, match="competitors and active_fraction both say U"):
+        timm.create_model("lwta_resnet10t", competitors=8, active_fraction=0.1)
+
+
+def test_a_network_of_functions_alone_has_nothing_to_swap():
+    class Functional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Conv2d(3, 32, 1), nn.Conv2d(32, 5, 1)
+
+        def forward(self, x):
+            return self.head(F.relu(self.first(x))).mean((2, 3))
+
+    with pytest.raises(InputError, match="no activation that is a module.*give its functional activations"):
+        swap(Functional(), image_size=(8, 8))
+
+
+def test_a_shared_activation_becomes_a_baseline():
+    model = timm.create_model("res2next50")
+    with pytest.raises(InputError, match="layer1.0.relu is called 5 times"):
+        swap(model, sites=["layer1.0.relu"], image_size=(32, 32))
+    report = swap(model, "gelu", None, sites=["*"], image_size=(32, 32))
+    assert {site.kind for site in report.swapped} == {"GELU"}
+    assert not any(isinstance(module, nn.ReLU) for module in model.modules())
+
+
+def test_weights_of_a_dense_network_fit_a_sparse_one():
+    dense, sparse = timm.create_model("resnet10t"), timm.create_model("lwta_resnet10t")
+    layer = sparse.layer1[0].act1.competition
+    sparse.train()(torch.randn(4, 3, 32, 32))
+    assert layer.batches == 1
+    sparse.load_state_dict(dense.state_dict())
+    assert (layer.batches, layer.spread) == (0, 1)
+    damaged = sparse.state_dict()
+    del damaged["layer1.0.act1.competition.spread"]
+    with pytest.raises(RuntimeError, match="Missing key.*layer1.0.act1.competition.spread"):
+        sparse.load_state_dict(damaged)
