@@ -20,11 +20,11 @@ from lwta.winners import WinnersOnly
 from models.backbone import create_backbone
 from models.checkpoint import read_checkpoint
 from models.checks import check_model
+from models.competitors import Competitors
 from models.loss import training_loss
 from models.measure import SparsityMeter, accuracy_metrics, evaluation_name, predict
 from models.optimizer import create_optimizer
 from models.schedule import Schedule, Stages
-from models.swap import Competitors
 
 
 class Classifier(LightningModule):

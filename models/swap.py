@@ -6,22 +6,18 @@ and keeps pretrained weights.
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from operator import index
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from lwta.errors import InputError
-from lwta.functional import nearest_divisors
 from lwta.layers import LWTA, TopK
 from models import input_size
+from models.competitors import Competitors, checked, chooser
 from models.placement import PLACEMENTS, default_sites, gates
 from models.sites import Site, sites_in
 from models.trace import trace
 
-KINDS = ("lwta", "topk", "relu", "gelu")
-#: U at every site, or by glob of its name, the first that matches.
-Competitors = int | dict[str, int]
 _HOOKS = (  # timm's networks of features find what they return by these
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
@@ -29,7 +25,6 @@ _HOOKS = (  # timm's networks of features find what they return by these
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-_FARTHEST = 2.5  # from the active fraction that is asked for, as a ratio
 
 
 class SwapReport(NamedTuple):
@@ -91,7 +86,7 @@ def swap(
         InputError: a glob that matches nothing or gates alone, a width that U does not divide, an axis that
             cannot be told, a module called at several sites, kind and competitors that contradict.
     """
-    competitors = _checked(kind, competitors, active_fraction)
+    competitors = checked(kind, competitors, active_fraction)
     if placement not in PLACEMENTS:
         raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
     seen = trace(
@@ -113,39 +108,12 @@ def swap(
     if dense and kind in ("lwta", "topk"):
         return SwapReport([], found, chosen)
     # Every replacement is built before the first is put in, so a refusal leaves the model whole.
-    choose = _chooser(chosen, competitors, active_fraction)
+    choose = chooser([site.name for site in chosen], competitors, active_fraction)
     new = {site.name: _replacement(kind, choose, _told(site, dim), scales) for site in chosen}
     for name, module in new.items():
         _put(model, name, module)
     swapped = [_swapped(_told(site, dim), new[site.name]) for site in chosen]
     return SwapReport(swapped, [site for site in found if site.name not in new], swapped)
-
-
-def _checked(kind: str, competitors: Competitors | None, active_fraction: float | None) -> Competitors | None:
-    """The competitors as Python's whole numbers."""
-    if kind not in KINDS:
-        raise InputError(f"activation is one of {', '.join(KINDS)}, not {kind!r}")
-    if competitors == {}:
-        raise InputError("competitors names no site; null is the dense network")
-    if isinstance(competitors, dict):
-        competitors = {glob: _whole(u) for glob, u in competitors.items()}
-    elif competitors is not None:
-        competitors = _whole(competitors)
-    if active_fraction is not None and not 0 < active_fraction <= 0.5:
-        raise InputError(f"active_fraction lies above 0 and is at most 0.5, not {active_fraction}")
-    if kind in ("relu", "gelu") and not (competitors is None and active_fraction is None):
-        raise InputError(f"{kind} has no competitors; set competitors to null")
-    return competitors
-
-
-def _whole(u: Any) -> int:
-    try:
-        whole = index(u)
-    except TypeError:
-        raise InputError(f"competitors are a whole number, or several by glob, not {u!r}") from None
-    if whole < 2:
-        raise InputError(f"a block needs at least 2 competitors, got {whole}; null is the dense network")
-    return whole
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -185,51 +153,6 @@ def _swapped(site: Site, module: nn.Module) -> Site:
     elif isinstance(module, TopK):
         u = (site.units or 0) // module.k
     return site._replace(kind=type(module).__name__, competitors=u)
-
-
-def _chooser(
-    chosen: list[Site], competitors: Competitors | None, active_fraction: float | None
-) -> Callable[[str, int], int]:
-    """U of a site, by name and width."""
-    by_glob = competitors if isinstance(competitors, dict) else {}
-    if isinstance(competitors, int) and active_fraction is None:
-        by_glob = {"*": competitors}
-    for glob in by_glob:
-        if not any(fnmatchcase(site.name, glob) for site in chosen):
-            names = ", ".join(site.name for site in chosen)
-            raise InputError(f"competitors {glob!r} matches no site; they are {names}")
-
-    def choose(name: str, units: int) -> int:
-        u = next((u for glob, u in by_glob.items() if fnmatchcase(name, glob)), None)
-        if u is not None:
-            return _divisor(name, units, u)
-        if active_fraction is not None:
-            return _nearest(name, units, active_fraction)
-        raise InputError(f"no glob of competitors matches {name}; add one, '*' matches what is left")
-
-    return choose
-
-
-def _nearest(name: str, units: int, fraction: float) -> int:
-    near = nearest_divisors(units, 1 / fraction)
-    u = min(near, key=lambda u: max(u * fraction, 1 / (u * fraction)), default=units)
-    if max(u * fraction, 1 / (u * fraction)) > _FARTHEST:
-        raise InputError(
-            f"of the {units} units of {name} no number near {1 / fraction:.3g} can compete, the nearest are "
-            f"{', '.join(map(str, near))}; give it one in model.competitors, by its name, or leave it out "
-            "of model.sites"
-        )
-    return u
-
-
-def _divisor(name: str, units: int, u: int) -> int:
-    if units % u:
-        nearest = ", ".join(map(str, nearest_divisors(units, u)))
-        raise InputError(
-            f"{u} competitors do not divide the {units} units of {name}; the nearest numbers that do are "
-            f"{nearest}; active_fraction chooses one at each site"
-        )
-    return u
 
 
 def _replacement(
