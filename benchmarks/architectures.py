@@ -92,8 +92,8 @@ def check(name: str) -> dict[str, Any]:
 def fires_and_learns(model: nn.Module, side: int) -> None:
     """One unit of each block passes at every site and position, and every parameter gets a finite gradient.
 
-    Which axis the units lie along is told by the layer that ran last before: of a convolution the second, of
-    a linear layer the last.
+    Which axis the units lie along is told by the layer that ran last before: the second after a convolution
+    of as many channels, else the last.
     """
     calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
     before: list[nn.Module] = []
@@ -118,7 +118,8 @@ def fires_and_learns(model: nn.Module, side: int) -> None:
 
 
 def _one_of_each_block(name: str, u: int, before: nn.Module, x: Tensor, out: Tensor) -> None:
-    axis = x.ndim - 1 if isinstance(before, nn.Linear) else 1
+    channels = isinstance(before, (nn.Conv1d, nn.Conv2d)) and x.ndim == before.weight.ndim
+    axis = 1 if channels and x.shape[1] == before.weight.shape[0] else x.ndim - 1
     passed = out != 0
     assert bool((out == x * passed).all()), f"{name} changes what fires"
     in_block = (

@@ -45,6 +45,7 @@ _OF_PARTS = (
     "out_indices",
     "feature_cls",
     "num_classes",
+    "global_pool",
     "pretrained_model_args",
 )
 _HOLDERS = ("model.", "body.", "graph_module.")
