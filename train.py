@@ -68,6 +68,11 @@ class RunCLI(LightningCLI):
         """Refuse what only shows once the data is there, before the run folder is made."""
         if not self.trainer.max_epochs or self.trainer.max_epochs < 1:
             raise InputError("the learning-rate schedule needs trainer.max_epochs, at least 1")
+        if self.model.stages.end >= self.trainer.max_epochs:
+            raise InputError(
+                f"staged_competitors end at epoch {self.model.stages.end} and trainer.max_epochs is "
+                f"{self.trainer.max_epochs}, so the network would never train as it is to be; end them before"
+            )
         weights = self.model.hparams["weights"]
         if weights is not None and self.config[str(self.subcommand)].ckpt_path is None:
             load_start(self.model.backbone, weights)

@@ -29,6 +29,7 @@ from models.timm_names import PREFIX
 
 DOCS = Path(__file__).parents[1] / "docs"
 LARGEST = 120_000_000  # parameters
+_SPATIAL = {nn.Conv1d: 1, nn.Conv2d: 2, nn.BatchNorm2d: 2}  # axes of positions after the channels
 _SIDE = 128  # of images, where the network does not fix it
 #: Beside the smallest of each module: other blocks, layouts and tokens.
 FURTHER = (
@@ -93,7 +94,7 @@ def fires_and_learns(model: nn.Module, side: int) -> None:
     """One unit of each block passes at every site and position, and every parameter gets a finite gradient.
 
     Which axis the units lie along is told by the layer that ran last before: the second after a convolution
-    of as many channels, else the last.
+    or batch norm of as many channels, else the last.
     """
     calls: dict[str, list[tuple[nn.Module, Tensor, Tensor]]] = {}
     before: list[nn.Module] = []
@@ -104,7 +105,7 @@ def fires_and_learns(model: nn.Module, side: int) -> None:
     layers = {name: module for name, module in model.named_modules() if isinstance(module, LWTA)}
     handles = [module.register_forward_hook(note(name)) for name, module in layers.items()]
     for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, *_SPATIAL)):
             handles.append(module.register_forward_pre_hook(lambda module, _: before.append(module)))
     out: Tensor | tuple[Tensor, ...] = model.train()(torch.randn(2, 3, side, side))
     for handle in handles:
@@ -118,8 +119,8 @@ def fires_and_learns(model: nn.Module, side: int) -> None:
 
 
 def _one_of_each_block(name: str, u: int, before: nn.Module, x: Tensor, out: Tensor) -> None:
-    channels = isinstance(before, (nn.Conv1d, nn.Conv2d)) and x.ndim == before.weight.ndim
-    axis = 1 if channels and x.shape[1] == before.weight.shape[0] else x.ndim - 1
+    axes = 2 + _SPATIAL.get(next((kind for kind in _SPATIAL if isinstance(before, kind)), nn.Linear), 0)
+    axis = 1 if x.ndim == axes and x.shape[1] == len(before.weight) else x.ndim - 1
     passed = out != 0
     assert bool((out == x * passed).all()), f"{name} changes what fires"
     in_block = (

@@ -9,7 +9,8 @@ def push(run: str, to: str, license: str = "unknown", private: bool = False) -> 
 
     Who has this package loads it by ``timm.create_model(TO, pretrained=True)``, once ``models`` is
     imported, and by ``--model timm:TO``. It computes what the run does, images are cropped and normalised
-    alike, and the names of its classes come with it. An earlier push is replaced, but for its model card.
+    alike, and the names of its classes come with it. An earlier push is replaced; a card
+    that was written by hand stays.
 
     Args:
         run: folder made by train.py fit.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lwta.errors import InputError
 from models.swap import SwapReport, swap
-from models.timm_names import PREFIX, is_spread
+from models.timm_names import NOT_BUILT, PREFIX, is_spread
 from models.weights import read_weights, without_prefix
 from models.zoo import first_line
 
@@ -48,9 +48,11 @@ def create_backbone(
         model = _build(name, num_classes, args, pretrained=pretrained)
     built = getattr(model, "pretrained_cfg", {}).get("architecture") or ""
     if built.startswith(PREFIX):
+        own = {k: v for k, v in getattr(model, "_model_args", {}).items() if k not in NOT_BUILT}
+        dense = built.removeprefix(PREFIX) + (f" with backbone_args {own}" if own else "")
         raise InputError(
             f"{name} is sparse already, and here its config says how units compete; name model.backbone "
-            f"{built.removeprefix(PREFIX)}, and a file of weights, if any, as model.pretrained"
+            f"{dense}, and a file of weights, if any, as model.pretrained"
         )
     return model, swap(model, channels=args.get("in_chans", 3), **swap_args)
 
@@ -64,7 +66,14 @@ def _build(name: str, num_classes: int, args: dict[str, Any], **weights: Any) ->
         if "Unknown model" in str(error):
             raise InputError(f"timm knows no model {name!r}; timm.list_models('*') lists them") from None
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"timm cannot build {name!r} with {args or None} ({reason})") from error
+        if weights.get("pretrained") is True and not str(error).startswith("Invalid pretrained tag"):
+            _build(name, num_classes, args)  # says so itself if it is not the weights
+            raise InputError(
+                f"the weights of {name} cannot be fetched ({reason[:160]}); download them and set "
+                "model.pretrained FILE"
+            ) from error
+        told = f" with {args}" if args else ""
+        raise InputError(f"timm cannot build {name!r}{told} ({reason})") from error
 
 
 def _from_file(name: str, num_classes: int, file: str, args: dict[str, Any]) -> nn.Module:

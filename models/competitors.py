@@ -28,8 +28,9 @@ def checked(kind: str, competitors: Competitors | None, active_fraction: float |
         competitors = {glob: _whole(u) for glob, u in competitors.items()}
     elif competitors is not None:
         competitors = _whole(competitors)
-    if active_fraction is not None and not 0 < active_fraction <= 0.5:
-        raise InputError(f"active_fraction lies above 0 and is at most 0.5, not {active_fraction}")
+    fraction = active_fraction if isinstance(active_fraction, (int, float)) else -1
+    if active_fraction is not None and not 0 < fraction <= 0.5:
+        raise InputError(f"active_fraction lies above 0 and is at most 0.5, not {active_fraction!r}")
     if kind in ("relu", "gelu") and not (competitors is None and active_fraction is None):
         raise InputError(f"{kind} has no competitors; set competitors to null")
     return competitors

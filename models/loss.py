@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lwta.errors import InputError
 from lwta.functional import kl_to_uniform, usage_entropy
 from lwta.layers import Firing, competitions, watch
 
@@ -34,6 +35,10 @@ def training_loss(
         Their sum, and each term that was computed, averaged over layers.
     """
     wanted = [name for name, weight in weights.items() if weight]
+    if strange := set(wanted) - set(_STATISTIC):
+        raise InputError(f"the loss has no term {', '.join(strange)}; its terms are {', '.join(_STATISTIC)}")
+    if wanted and not set(dims) & set(competitions(backbone)):
+        raise InputError(f"{' and '.join(wanted)} need competing units; none of dims competes")
     if not wanted:
         return F.cross_entropy(backbone(images), target, label_smoothing=smoothing), {}
     with watch(backbone, dims, [_STATISTIC[name] for name in wanted]) as calls:

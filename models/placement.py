@@ -83,9 +83,11 @@ def default_sites(model: nn.Module, seen: Mapping[str, Traced], placement: str =
                 "compete; give its functional activations modules, such as nn.ReLU()"
             )
         twice = f", where {shared[0]} is called {seen[shared[0]].calls} times in one pass" if shared else ""
+        alone = [name for name in acts if name not in shared]
+        remedy = f"name model.sites, of {_several(alone)}" if alone else "give each call a module of its own"
         raise InputError(
             f"{type(model).__name__} has no activation of its own that a layer of its block reads{twice}; "
-            f"name model.sites, of {_several(acts)}"
+            f"{remedy}"
         )
     return chosen
 

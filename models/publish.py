@@ -22,6 +22,7 @@ _OF_WEIGHTS = ("tag", "license", "description", "origin_url", "paper_name", "pap
 
 
 _UNKNOWN = "unknown"
+_MADE = "<!-- Made by dissect.py push, which replaces this card as long as this line is in it. -->"
 
 
 def publish(run: Run, to: str, license: str = _UNKNOWN, private: bool = False) -> str:
@@ -41,11 +42,14 @@ def publish(run: Run, to: str, license: str = _UNKNOWN, private: bool = False) -
     scheme = next((s for s in (*HUB, FOLDER) if to.startswith(s) and to != s), None)
     if scheme is None:
         raise InputError(f"{to!r} is no place to push to; give hf-hub:OWNER/NAME or local-dir:FOLDER")
-    place, card = to.removeprefix(scheme), _card(run, to, license)
+    place, card, kept = to.removeprefix(scheme), _card(run, to, license), ""
+    if scheme != FOLDER and place.count("/") != 1:
+        raise InputError(f"{to!r} names no repository; give hf-hub:OWNER/NAME")
     model, files = run.model.backbone, _files(run, license)
     if scheme == FOLDER:
         try:
-            _write(Path(place), model, card, files)
+            if not _write(Path(place).expanduser(), model, card, files):
+                kept = "; its README.md is kept as you wrote it and may tell of another network"
         except OSError as error:
             raise InputError(f"{place} cannot be written ({first_line(error)}); name a folder") from error
     else:
@@ -56,17 +60,24 @@ def publish(run: Run, to: str, license: str = _UNKNOWN, private: bool = False) -
                 f"{to} cannot be written ({first_line(error)}); see to the network and to `hf auth login`, "
                 "or push to local-dir:FOLDER and upload that"
             ) from error
-    return f"pushed to {to}; timm.create_model({to!r}, pretrained=True) loads it after `import models`"
+    loads = f"timm.create_model({to!r}, pretrained=True) loads it after `import models`"
+    return f"pushed to {to}; {loads}{kept}"
 
 
-def _write(folder: Path, model: nn.Module, card: dict[str, Any], files: dict[str, Any]) -> None:
-    """Fill a folder, once all that goes into it is there; a card that it has stays."""
+def _write(folder: Path, model: nn.Module, card: dict[str, Any], files: dict[str, Any]) -> bool:
+    """Fill a folder, once all that goes into it is there; False where a card was not ours and stays."""
     folder.mkdir(parents=True, exist_ok=True)
+    old = folder / "README.md"
+    ours = not old.exists() or _MADE in old.read_text(encoding="utf-8", errors="replace")
     with TemporaryDirectory() as made:
         save_for_hf(model, made, safe_serialization=True, **files)
-        if not (folder / "README.md").exists():
-            (Path(made) / "README.md").write_text(generate_readme(card, folder.resolve().name))
-        shutil.copytree(made, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        if ours:
+            (Path(made) / "README.md").write_text(
+                generate_readme(card, folder.resolve().name), encoding="utf-8"
+            )
+        for file in Path(made).iterdir():
+            shutil.copyfile(file, folder / file.name)
+    return ours
 
 
 def _files(run: Run, license: str) -> dict[str, Any]:
@@ -122,6 +133,7 @@ def _card(run: Run, to: str, license: str) -> dict[str, Any]:
         f"```python\nimport models  # of lwta\nimport timm\n\ntimm.create_model({to!r}, pretrained=True)\n```"
     )
     return {
+        "description": _MADE,
         "details": details,
         "usage": usage,
         "license": license,

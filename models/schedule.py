@@ -58,8 +58,18 @@ class Stages:
     def __init__(self, layers: Mapping[Competition, int], until: Mapping[int, int]) -> None:
         if until and not layers:
             raise InputError("staged_competitors needs competing units; this network has none")
+        final = max((layer.competitors for layer in layers), default=0)
+        if any(u >= final for u in until.values()):
+            raise InputError(
+                f"staged_competitors are fewer than the {final} of the end, not {max(until.values())}"
+            )
         self._until = sorted((int(epoch), u) for epoch, u in until.items())  # YAML's keys may be texts
         self._layers = {layer: (units, layer.competitors) for layer, units in layers.items()}
+
+    @property
+    def end(self) -> int:
+        """The epoch from which units compete as in the end."""
+        return self._until[-1][0] if self._until else 0
 
     def set(self, epoch: int) -> None:
         """Let each layer compete as in an epoch: by the divisor of its width nearest to that stage's U."""

@@ -16,7 +16,7 @@ from models import input_size
 from models.competitors import Competitors, checked, chooser
 from models.placement import PLACEMENTS, default_sites, gates
 from models.sites import Site, sites_in
-from models.trace import trace
+from models.trace import Traced, trace
 
 _HOOKS = (  # timm's networks of features find what they return by these
     "_forward_hooks",
@@ -55,7 +55,7 @@ def swap(
     competitors: Competitors | None = 24,
     *,
     active_fraction: float | None = None,
-    sites: list[str] | None = None,
+    sites: str | list[str] | None = None,
     placement: str = "last",
     dim: int | None = None,
     image_size: tuple[int, int] | None = None,
@@ -89,11 +89,12 @@ def swap(
     competitors = checked(kind, competitors, active_fraction)
     if placement not in PLACEMENTS:
         raise InputError(f"placement is one of {', '.join(PLACEMENTS)}, not {placement!r}")
-    seen = trace(
+    seen = _traced(
         model,
         image_size or input_size.image_size(model),
-        channels=channels or input_size.image_channels(model),
+        channels or input_size.image_channels(model),
     )
+    sites = [sites] if isinstance(sites, str) else sites
     found, dense = sites_in(model, seen), competitors is None and active_fraction is None
     if sites is not None:
         chosen = _match(found, sites, gates(model))
@@ -114,6 +115,17 @@ def swap(
         _put(model, name, module)
     swapped = [_swapped(_told(site, dim), new[site.name]) for site in chosen]
     return SwapReport(swapped, [site for site in found if site.name not in new], swapped)
+
+
+def _traced(model: nn.Module, size: tuple[int, int], channels: int) -> dict[str, Traced]:
+    try:
+        return trace(model, size, channels=channels)
+    except Exception as error:  # whatever the network's own code says of images
+        reason = str(error).strip().split("\n")[0][:160]
+        raise InputError(
+            f"one pass of {type(model).__name__} on images of {channels} x {size[0]} x {size[1]} fails "
+            f"({type(error).__name__}: {reason}); give image_size=(H, W) and channels as it takes them"
+        ) from error
 
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:

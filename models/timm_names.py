@@ -49,6 +49,9 @@ _OF_PARTS = (
     "pretrained_model_args",
 )
 _HOLDERS = ("model.", "body.", "graph_module.")
+_OF_U = ("competitors", "active_fraction")
+#: Arguments of a sparse name that its dense architecture does not take, or that the data decides.
+NOT_BUILT = (*_OURS, *_SCALES, "num_classes", "in_chans", "global_pool")
 _CFGS = ("pretrained_cfg", "default_cfg")  # the second is timm's older name of the first
 
 
@@ -73,7 +76,7 @@ def _builder(name: str) -> Callable[..., nn.Module]:
         if state is not None:  # what competitions keep has no place before the swap
             spreads = {key: state.pop(key) for key in list(state) if is_spread(key)}
         model = _dense(name, pretrained, state, options)
-        chosen = _as_asked(ours)
+        chosen = _as_asked(ours, options.get("pretrained_model_args") or {})
         if options.get("features_only") or options.get("num_classes") == 0:
             # The rule looks at a whole network: what reads an activation may be left out of this one.
             rest = {key: value for key, value in options.items() if key not in _OF_PARTS}
@@ -97,9 +100,16 @@ def _builder(name: str) -> Callable[..., nn.Module]:
     return build
 
 
-def _as_asked(ours: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of :func:`models.swap.swap`; what is not said of U is an active fraction."""
+def _as_asked(ours: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of :func:`models.swap.swap`; what is not said of U is an active fraction.
+
+    What a config.json stores of U gives way to what the caller says otherwise.
+    """
     asked = dict(ours)
+    said = {key for key in ("kind", *_OF_U) if key in asked and asked[key] != stored.get(key)}
+    for key in _OF_U:
+        if key not in said and (said & set(_OF_U) or asked.get("kind") in ("relu", "gelu")):
+            asked.pop(key, None)
     if asked.get("kind", "lwta") in ("relu", "gelu"):
         asked.setdefault("competitors", None)
     elif isinstance(asked.get("competitors"), dict) or asked.get("competitors") is None:

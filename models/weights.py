@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lwta.errors import InputError
 from models.checkpoint import read_checkpoint, run_checkpoint
+from models.timm_names import is_spread
 from models.zoo import first_line
 
 _SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -63,8 +64,9 @@ def load_weights(
     Raises:
         InputError: where the file is missing, holds more than tensors and plain values, or does not fit.
     """
-    state = without_prefix(read_weights(file), set(model.state_dict()))
     own = model.state_dict()
+    state = without_prefix(read_weights(file), set(own))
+    state = {name: value for name, value in state.items() if name in own or not is_spread(name)}
     for name, value in state.items():
         if name in own and own[name].shape != value.shape:
             held, wanted = (" x ".join(map(str, shape)) for shape in (value.shape, own[name].shape))

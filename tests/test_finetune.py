@@ -18,6 +18,7 @@ from models.checkpoint import run_checkpoint
 from models.classifier import Classifier
 from models.schedule import Stages
 from tests.conftest import refused
+from tests.test_train import Stopped
 
 SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2}
 NAME = "vit_tiny_patch16_224"
@@ -123,10 +124,22 @@ def test_what_does_not_fit_a_run_says_what_does(tiny, tmp_path):
     said = refused(train.main, tiny.args(run=tmp_path / "other", model__pretrained=tiny.folder))
     assert said == f"error: there is no file of weights {tiny.folder} but a folder, name the file in it"
     said = refused(train.main, tiny.args(**other, model__backbone=f"lwta_{NAME}"))
-    assert said == (
-        f"error: lwta_{NAME} is sparse already, and here its config says how units compete; "
-        f"name model.backbone {NAME}, and a file of weights, if any, as model.pretrained"
+    assert said.startswith(
+        f"error: lwta_{NAME} is sparse already, and here its config says how units compete; name "
+        f"model.backbone {NAME} with backbone_args {{'img_size': 16, "
     )
+
+
+def test_a_dense_run_starts_from_a_sparse_one(tiny, tmp_path):
+    tiny.fit(model__normalize="true", trainer__max_epochs=1)
+    dense = {"run": tmp_path / "dense", "model__competitors": "null", "model__weights": tiny.folder}
+    tiny.fit(**dense, trainer__max_epochs=1)
+
+
+def test_weights_that_cannot_be_fetched_say_how_else(tiny):
+    said = refused(train.main, tiny.args(model__pretrained="true"))
+    assert said.startswith(f"error: the weights of {NAME} cannot be fetched (")
+    assert said.endswith("); download them and set model.pretrained FILE")
 
 
 def test_weights_of_other_classes_are_fitted_by_pretrained(tiny, weights, tmp_path):
@@ -158,9 +171,9 @@ class Watch(Callback):
 
 def test_units_compete_by_stages(tiny):
     Watch.seen.clear()
-    # 96 units: 5 is none of their divisors, 6 and 4 are nearest in ratio; 50 would be more than in the end.
+    # Of 96 units 6 and 24 are the divisors nearest to 5 and 20; one site has 4 in the end, and never more.
     stages = {
-        "model__staged_competitors": "{1: 2, 2: 5, 3: 50}",
+        "model__staged_competitors": "{1: 2, 2: 5, 3: 20}",
         "model__competitors": "{'*.0.*': 24, '*': 4}",
     }
     more = ["--trainer.val_check_interval=0.5", "--trainer.num_sanity_val_steps=1"]
@@ -176,13 +189,13 @@ def test_units_compete_by_stages(tiny):
     assert [layer.competitors for layer in competitions(trained.backbone).values()] == [24, 4]
 
 
-def test_a_run_in_stages_resumes_in_its_stage(tiny, tmp_path):
-    stages = {"model__staged_competitors": "{2: 2}"}
-    tiny.fit(**stages, run=tmp_path / "whole")
-    tiny.fit(**stages, trainer__max_epochs=1)
+def test_a_run_in_stages_resumes_in_its_stage(tiny):
+    stop = ["--trainer.callbacks+=tests.test_train.StopAt", "--trainer.callbacks.epoch=1"]
+    with pytest.raises(Stopped):
+        train.main([*tiny.args(model__staged_competitors="{2: 2}"), *stop])
     config, last = tiny.folder / "config.yaml", tiny.folder / "checkpoints" / "last.ckpt"
     Watch.seen.clear()
-    again = ["--trainer.max_epochs=3", "--trainer.callbacks+=tests.test_finetune.Watch"]
+    again = ["--trainer.callbacks=null", "--trainer.callbacks+=tests.test_finetune.Watch"]
     train.main(["fit", f"--config={config}", f"--ckpt_path={last}", *again])
     assert [(epoch, u) for what, epoch, u in Watch.seen if what == "train"] == [(1, [2, 2]), (2, [24, 24])]
 
@@ -195,6 +208,11 @@ def test_a_run_in_stages_resumes_in_its_stage(tiny, tmp_path):
         (
             {"staged_competitors": "{1: 2}", "competitors": "null"},
             "staged_competitors needs competing units; this network has none",
+        ),
+        ({"staged_competitors": "{1: 24}"}, "staged_competitors are fewer than the 24 of the end, not 24"),
+        (
+            {"staged_competitors": "{3: 2}"},
+            "staged_competitors end at epoch 3 and trainer.max_epochs is 3, so the network would never train",
         ),
     ],
 )

@@ -104,6 +104,18 @@ def test_what_is_loaded_is_fitted_as_timm_fits_it(pushed):
     assert untrained.pretrained_cfg["label_names"] == sorted(COLOURS)
 
 
+def test_what_the_caller_says_of_u_comes_before_what_is_stored(pushed):
+    for kind, said, found in (
+        ("stochastic", {"competitors": 8}, [8, 8]),
+        ("stochastic", {"active_fraction": 0.1}, [12, 12]),
+        ("by fraction", {"competitors": 6}, [6, 6]),
+        ("stochastic", {"kind": "relu"}, []),
+    ):
+        _, net = pushed(kind)
+        model = timm.create_model(f"local-dir:{net}", **said)
+        assert [layer.competitors for layer in competitions(model).values()] == found
+
+
 def test_features_of_sites_by_name_are_loaded(pushed):
     _, net = pushed("by fraction")
     features = timm.create_model(f"local-dir:{net}", pretrained=True, features_only=True, out_indices=[0, 1])
@@ -131,10 +143,8 @@ def test_weights_of_either_kind_are_taken_from_a_file(pushed, tmp_path):
 def test_a_sparse_network_is_no_backbone(pushed, tiny):
     _, net = pushed("stochastic")
     said = refused(train.main, tiny.args(model__backbone=f"local-dir:{net}"))
-    assert said.endswith(
-        "is sparse already, and here its config says how units compete; name model.backbone "
-        "vit_tiny_patch16_224, and a file of weights, if any, as model.pretrained"
-    )
+    assert said.endswith(", 'drop_path_rate': 0.1}, and a file of weights, if any, as model.pretrained")
+    assert "name model.backbone vit_tiny_patch16_224 with backbone_args {'img_size': " in said
     tiny.fit(model__pretrained=net / "model.safetensors", model__competitors=8, trainer__max_epochs=1)
 
 
@@ -212,13 +222,19 @@ def test_the_card_says_what_the_network_is_and_stays(pushed, tmp_path, capsys):
     ):
         assert said in card, said
     again = Path(shutil.copytree(net, tmp_path / "net"))
+    (again / "README.md").write_text(card.replace("vit_tiny", "other"))
+    again.chmod(0o750)
+    dissect.main(["push", f"--run={folder}", f"--to=local-dir:{again}"])
+    assert (again / "README.md").read_text() == card.replace(str(net), str(again))
+    assert again.stat().st_mode & 0o777 == 0o750
     (again / "README.md").write_text("mine")
     (again / "config.json").write_text("{}")
     capsys.readouterr()
     dissect.main(["push", f"--run={folder}", f"--to=local-dir:{again}"])
     to = f"local-dir:{again}"
     loaded = f"timm.create_model({to!r}, pretrained=True) loads it after `import models`"
-    assert capsys.readouterr().out == f"pushed to {to}; {loaded}\n"
+    kept = "its README.md is kept as you wrote it and may tell of another network"
+    assert capsys.readouterr().out == f"pushed to {to}; {loaded}; {kept}\n"
     assert (again / "README.md").read_text() == "mine"
     assert (again / "config.json").read_bytes() == (net / "config.json").read_bytes()
 
@@ -246,6 +262,7 @@ def test_what_cannot_be_pushed_is_refused(pushed, tmp_path):
     for to, said in (
         ("me/net", "'me/net' is no place to push to; give hf-hub:OWNER/NAME or local-dir:FOLDER"),
         ("local-dir:", "'local-dir:' is no place"),
+        ("hf-hub:net", "'hf-hub:net' names no repository; give hf-hub:OWNER/NAME"),
         (f"local-dir:{tmp_path / 'file'}", "file cannot be written .*; name a folder"),
         (f"local-dir:{tmp_path / 'file' / 'sub'}", "sub cannot be written .NotADirectory.*; name a folder"),
         ("hf-hub:me/net", "hf-hub:me/net cannot be written .*or push to local-dir:FOLDER"),

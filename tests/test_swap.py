@@ -467,6 +467,40 @@ def test_a_network_of_functions_alone_has_nothing_to_swap():
         swap(Functional(), image_size=(8, 8))
 
 
+def test_a_network_that_takes_other_images_says_so():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU(), nn.Linear(64, 5))
+    with pytest.raises(
+        InputError, match=r"on images of 3 x 224 x 224 fails \(RuntimeError: .*; give image_size"
+    ):
+        swap(net, competitors=8)
+    assert len(swap(net, competitors=8, image_size=(28, 28), channels=1).swapped) == 1
+
+
+def test_one_glob_may_stand_alone():
+    model = timm.create_model("resnet10t")
+    assert [site.name for site in swap(model, competitors=8, sites="layer1.*").swapped] == [
+        "layer1.0.act1",
+        "layer1.0.act2",
+    ]
+    with pytest.raises(InputError, match="at most 0.5, not '0.04'"):
+        swap(model, active_fraction="0.04")
+
+
+def test_where_every_activation_is_shared_the_refusal_names_none_of_them():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers, self.act = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(3)), nn.ReLU()
+
+        def forward(self, x):
+            for layer in self.layers:
+                x = self.act(layer(x))
+            return x.mean((2, 3))
+
+    with pytest.raises(InputError, match="act is called 3 times in one pass; give each call a module"):
+        swap(Shared(), image_size=(8, 8))
+
+
 def test_a_shared_activation_becomes_a_baseline():
     model = timm.create_model("res2next50")
     with pytest.raises(InputError, match="layer1.0.relu is called 5 times"):

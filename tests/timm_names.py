@@ -8,12 +8,17 @@ import os
 from fnmatch import fnmatchcase
 from typing import Any
 
+import pytest
 import timm
 
 from models.timm_names import PREFIX
 
 _dense_names = timm.list_models
 _wanted = os.environ.get("LWTA_NAMES", "*").split()
+
+
+if not _wanted:
+    raise pytest.UsageError("LWTA_NAMES is set and names nothing; give names or globs apart by spaces")
 
 
 def _sparse_names(*args: Any, **options: Any) -> list[str]:
