@@ -9,7 +9,7 @@ They take what the architecture takes, and what :func:`models.swap.swap` and :cl
 
 import inspect
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import timm
@@ -152,7 +152,7 @@ def _stored(options: dict[str, Any]) -> dict[str, Tensor] | None:
 
 def _of_part(model: nn.Module, report: SwapReport) -> dict[str, Any]:
     """Sites and U of a whole network by the names that a part of it has for them."""
-    own = {_flat(name): name for name, _ in model.named_modules()}
+    own = _by_flat_name(name for name, _ in model.named_modules())
     sites = {own[_flat(s.name)]: s for s in report.swapped if _flat(s.name) in own}
     if not sites:
         raise InputError(
@@ -170,18 +170,25 @@ def is_spread(key: str) -> bool:
 
 def _load_spreads(model: nn.Module, spreads: dict[str, Tensor]) -> list[str]:
     """Buffers of competitions by name; returns those that the network has not."""
-    own = {_flat(name): value for name, value in model.named_buffers() if is_spread(name)}
+    buffers = dict(model.named_buffers())
+    own = _by_flat_name(name for name in buffers if is_spread(name))
     for name, value in spreads.items():
         if _flat(name) in own:
-            own[_flat(name)].copy_(value)
+            buffers[own[_flat(name)]].copy_(value)
     return [name for name in spreads if _flat(name) not in own]
 
 
-def _flat(key: str) -> str:
-    # timm's networks of features keep the whole one within them, or write "layers_0" for "layers.0".
-    for holder in _HOLDERS:
-        key = key.removeprefix(holder)
-    return key.replace(".", "_")
+def _by_flat_name(names: Iterable[str]) -> dict[str, str]:
+    """Names by those of the whole network, which networks of features keep within them, or flattened."""
+    found: dict[str, str] = {}
+    for name in names:
+        for holder in ("", *(holder for holder in _HOLDERS if name.startswith(holder))):
+            found.setdefault(_flat(name.removeprefix(holder)), name)
+    return found
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
 
 
 # What torch.fx traces through timm's networks stops at these: who wins depends on values.
