@@ -16,7 +16,7 @@ from commands.export import export
 from commands.find import find
 from commands.fire import fire
 from commands.label import label
-from commands.options import EvidenceOptions, LabelOptions, NetworkOptions, PassOptions
+from commands.options import EvidenceOptions, JudgeOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.push import push
 from commands.report import report
 from lwta.errors import InputError
@@ -27,6 +27,7 @@ _GROUPS = {
     "network": NetworkOptions,
     "labels": LabelOptions,
     "evidence": EvidenceOptions,
+    "judge": JudgeOptions,
     "run": PassOptions,
 }
 
@@ -64,7 +65,7 @@ COMMANDS = {
         ("text", None, "what to look for"),
     ),
     "fire": Command(fire, ("network",), "which units fired on each image of a set"),
-    "evaluate": Command(evaluate, (), "labels against the truth"),
+    "evaluate": Command(evaluate, ("network", "judge", "run"), "how good the labels are, beside controls"),
     "report": Command(
         report,
         ("network",),

@@ -1,62 +1,188 @@
-"""``evaluate``: labels against the truth."""
+"""``evaluate``: how good labels are, beside controls, on images that they were not chosen from."""
 
-from torch.utils.data import DataLoader
-from tqdm import tqdm
+import sys
+from pathlib import Path
+from typing import Any
 
-from lwta.dissect.activations import Readout
-from lwta.dissect.evaluate import read_values, score_labels, write_evaluation
-from lwta.dissect.labels import labels_for
+import numpy as np
+import pandas as pd
+import torch
+
+from commands.judging import Opened, held_out, open_judge, same_clip
+from commands.options import JudgeOptions, LabelOptions, NetworkOptions, PassOptions
+from commands.question import Question
+from commands.subject import Subject, open_subject
+from lwta.dissect.evaluate import Judge, discoveries, judge_layer, means
+from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
+from lwta.dissect.final_layer import ClassScore, score_classes
+from lwta.dissect.labels import JUDGED, Labels, labels_for, write_labels
+from lwta.dissect.metrics import TOP
+from lwta.dissect.resampling import kept_labels
+from lwta.dissect.truth import pairs_of, score_labels, score_pairs
 from lwta.errors import InputError
-from models.images import IndexedImages
-from models.run import head_readout, load_run
-from models.shapes import HELD_OUT, Shapes
+from models.probes import true_presence
+from models.shapes import CONCEPTS, concept_pairs
 
 
 def evaluate(
-    run: str,
-    split: str | None = None,
-    root: str | None = None,
-    batch_size: int = 128,
-    num_workers: int = 0,
-    device: str = "auto",
+    network: NetworkOptions,
+    judge: JudgeOptions,
+    run: PassOptions,
+    labels: str | None = None,
+    probe: str | None = None,
+    top: float = TOP,
+    resamples: int = 10,
 ) -> None:
-    """Judge the labels of a run against the truth, where the data knows its concepts.
+    """Judge labels on images that none of them was chosen from, always beside controls.
 
-    A unit's true concepts are those whose AUROC on held-out images is at least .8 and within .02 of its
-    best. Prints how many units have any, and how many of those carry one as their label; writes
-    evaluation.json into the run folder.
+    Prints means over units, with standard errors, of the labels and of three that mean nothing: one constant
+    label, the labels shuffled across units, a random concept. Writes evaluation.csv, a row for each unit, and
+    evaluation.json beside the labels, and the scores of each label into their table.
 
     Args:
-        run: folder made by train.py fit, labelled by dissect.py label.
-        split: held-out images; other images of the embedded world where not given.
-        root: data folder, where it has moved since training.
-        batch_size: images per pass.
-        num_workers: loader processes.
-        device: cpu, cuda, cuda:1 ...; auto takes the GPU where there is one.
+        labels: folder of the label table, where it is not the network's.
+        probe: images to judge on, named as for label; where not given those that label --keep_back left,
+            other
+            images of the embedded world, or the run's test split.
+        top: share of the images that a unit is taken to respond to, for F1 and IoU.
+        resamples: draws of other images and of other concepts, to see whether labels stay; 0 leaves it out.
     """
-    if batch_size < 1 or num_workers < 0:
-        raise InputError("batch_size is at least 1 and num_workers at least 0")
-    opened = load_run(run, root, device)
-    known = labels_for(opened.folder, opened.weights, whole=True)
+    if resamples < 0:
+        raise InputError(f"resamples is at least 0, and {resamples} is not")
+    subject = open_subject(network)
+    folder = Path(labels) if labels else subject.folder
+    named = f"--run {network.run}" if network.run else f"--model {network.model}"
+    known = labels_for(folder, subject.identity["weights"], whole=True)
     if known is None:
-        raise InputError(f"{run} has no labels to judge; make them with dissect.py label --run {run}")
-    split, made = split or HELD_OUT, known.options.get("probe", "validate")
-    if opened.data.config["name"] != "shapes":
-        raise InputError("only the embedded world (data.name shapes) knows which concepts its images show")
-    dataset, probe = opened.data.dataset(split), opened.data.dataset(made)
-    assert isinstance(dataset, Shapes)
-    assert isinstance(probe, Shapes)
-    if dataset.shares(probe):
+        raise InputError(f"{folder} has no labels to judge; make them with dissect.py label {named}")
+    asked = Question(subject, LabelOptions(**known.options), run)
+    if asked.identity != known.identity:
         raise InputError(
-            f"the labels were made from the split {made}, which shares images with "
-            f"{split}; judge them on others with --split"
+            f"what the labels in {folder} were made from has changed since; make them anew with dissect.py "
+            f"label {named}"
         )
-    images = IndexedImages(dataset, opened.data.eval_transform())
-    loader = DataLoader(images, batch_size, num_workers=num_workers, collate_fn=images.collate_indexed)
-    pairs = ((indices, pixels) for indices, pixels, _ in tqdm(loader, "judge", disable=None))
-    sites = {n: d for n, d in opened.model.sparsity.dims.items() if n in known.units}
-    readout = Readout(known.identity["readout"], head_readout(opened.model.backbone)[1])
-    indices, values = read_values(opened.model.backbone, pairs, sites, readout)
-    score = score_labels(known.table, values, dataset.concepts, dataset.presence()[indices])
-    path = write_evaluation(opened.folder, score, split, known.identity)
-    print(f"{score}; on {len(indices)} images of the split {split}; wrote {path}")
+    images = held_out(subject, known, probe)
+    opened: list[Opened] = []
+
+    def source(of: Any) -> Any:
+        opened.append(open_judge(subject, of, judge, asked, run.force))
+        return opened[0].source
+
+    kind = "max" if asked.readout.kind == "patches" else asked.readout.kind  # the same values
+    options = LabelOptions(readout=kind, probe=images.spec, similarity="cos")
+    question = Question(subject, options, run, data=images.data, source=source)
+    if opened[0].said:
+        print(opened[0].said, file=sys.stderr)
+    question.observe(subject.layers(list(known.units)))
+    found, table = _evaluated(subject, known, asked, question, opened[0], top, resamples)
+    write_evaluation(folder, found, table)
+    write_labels(folder, known._replace(table=_joined(known.table, table)))
+    print(overview(found).to_string(index=False))
+    print("\n".join(sentences(found)))
+    print(
+        f"wrote {folder}/evaluation.csv and evaluation.json, and the scores into labels.parquet and "
+        "labels.csv"
+    )
+
+
+def _evaluated(
+    subject: Subject,
+    known: Labels,
+    asked: Question,
+    question: Question,
+    opened: Opened,
+    top: float,
+    resamples: int,
+) -> tuple[Evaluation, pd.DataFrame]:
+    """What is found of the labels, and the table of all units."""
+    circular = same_clip(opened.source, asked.source)
+    tables, values, seen = [], {}, torch.arange(0)
+    for layer, rows in known.table.groupby("layer", sort=False):
+        data = question.layer(str(layer))
+        assert data.values is not None
+        seen = data.seen if opened.looked is None else _both(data.seen, opened.looked)
+        judge = Judge(opened.source.names, data.presence, opened.told, opened.share, circular)
+        part = judge_layer(rows, data.values, judge, seen, top=top)
+        if resamples:
+            told = asked.layer(str(layer)) if _observed(asked, str(layer)) else None
+            assert told is not None
+            part = part.assign(
+                **kept_labels(asked.labeler(), told, rows.sort_values("unit")["label"], resamples)
+            )
+        tables.append(part)
+        values[str(layer)] = data.values
+    table = discoveries(pd.concat(tables, ignore_index=True))
+    found = Evaluation(
+        labels=known.identity,
+        judge=opened.told,
+        circular=circular,
+        probe=question.probe.spec,
+        images=len(seen),
+        units=len(table),
+        scored=int(table["unscored"].isna().sum()),
+        unscored={str(k): int(n) for k, n in _reasons(table).items()},
+        discoveries=int((table["q_value"] <= 0.05).sum()),
+        means=means(table).to_dict("records"),
+        kept_images=float(table["kept_images"].mean()) if resamples else None,
+        kept_concepts=float(table["kept_concepts"].mean()) if resamples else None,
+        classes=_classes(subject, known, asked),
+    )
+    presence = true_presence(question.probe.data)
+    if presence is not None:
+        read = {layer: torch.from_numpy(np.array(v[seen.numpy()])) for layer, v in values.items()}
+        told = known.table, read, CONCEPTS, presence[seen]
+        found = found._replace(
+            truth=score_labels(*told), pairs=score_pairs(*told, pairs_of(concept_pairs(), presence[seen]))
+        )
+    return found, table
+
+
+def _observed(asked: Question, layer: str) -> bool:
+    """Run the pass that the labels came from again where its record is gone from the cache."""
+    asked.observe(asked.subject.layers([layer]))
+    return True
+
+
+def _both(seen: torch.Tensor, looked: torch.Tensor) -> torch.Tensor:
+    return seen[torch.isin(seen, looked)]
+
+
+def _reasons(table: pd.DataFrame) -> pd.Series:
+    return table["unscored"].str.replace(r"^\d+ images", "too few images", regex=True).value_counts()
+
+
+def _joined(labels: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The label table with what was found of each label."""
+    columns = {
+        "correlation": "held_out_correlation",
+        "auroc": "held_out_auroc",
+        "q_value": "held_out_q_value",
+    }
+    found = table[["layer", "unit", *columns]].rename(columns=columns)
+    return labels.drop(columns=[c for c in JUDGED if c in labels]).merge(found, "left", ["layer", "unit"])
+
+
+def _classes(subject: Subject, known: Labels, asked: Question) -> ClassScore | None:
+    """Of the layer that gives the logits, where it was labelled and its classes have names."""
+    names = subject.class_names
+    layers = [layer for layer, units in known.units.items() if names and units == len(names)]
+    head = next((layer for layer in layers if _gives_logits(subject, layer)), None)
+    if head is None or names is None:
+        return None
+    source, embedded = asked.source, None
+    if source.encoder is not None and source.texts is not None:
+        texts = torch.nn.functional.normalize(source.texts, dim=1)
+        embedded = source.names, texts, source.encoder.texts(names, source.templates)
+    return score_classes(known.table.query("layer == @head"), names, embedded)
+
+
+@torch.no_grad()
+def _gives_logits(subject: Subject, layer: str) -> bool:
+    """Whether what a layer returns is what the network returns."""
+    returned: list[Any] = []
+    handle = subject.model.get_submodule(layer).register_forward_hook(lambda *call: returned.append(call[2]))
+    try:
+        logits = subject.model(torch.zeros(1, 3, *subject.image_size, device=subject.device))
+    finally:
+        handle.remove()
+    return bool(returned) and returned[-1] is logits

@@ -43,6 +43,8 @@ class LabelOptions:
             folder, a .tar, a folder of parquet files, or a timm dataset as NAME:SPLIT; each also as
             PROBE[:2000]. The run's validation split where not given.
         probe_args: further arguments of timm's dataset factory, such as input_key.
+        keep_back: share of those images, drawn from all over, that no label is chosen from; evaluate judges
+            the labels on them.
         concepts: lists to choose words from, together: a .txt file (a word per line), classes, shapes,
             imagenet, imagenet12k, imagenet22k, english:20000; or one file that says by itself what the
             images show (.csv or .parquet table with a row per image, .npz or .safetensors of embeddings).
@@ -61,6 +63,7 @@ class LabelOptions:
     readout: str | None = None
     probe: str | None = None
     probe_args: dict[str, Any] = field(default_factory=dict)
+    keep_back: float = 0.0
     concepts: str | list[str] | None = None
     clip: str | None = None
     tag: str | None = None
@@ -79,6 +82,29 @@ class LabelOptions:
     def names() -> list[str]:
         """The options by name."""
         return [f.name for f in fields(LabelOptions)]
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """What tells which of the images show a concept.
+
+    Args:
+        annotations: .csv or .parquet table: a column image and one for each concept (0 to 1), or the columns
+            image, concept and present. Where neither it nor a judge is given: the factors of the embedded
+            world,
+            or the classes of the images where labels are classes.
+        judge: open_clip model, another than the one that chose the labels: an architecture with its tag,
+            hf-hub:OWNER/NAME, a folder, or shapes.
+        judge_tag: weights of the architecture, by open_clip's name or a file.
+        judge_templates: prompts around a word.
+        shown: images of the highest cosine that a judge takes to show a concept, as a share of all.
+    """
+
+    annotations: str | None = None
+    judge: str | None = None
+    judge_tag: str | None = None
+    judge_templates: str | list[str] = "{}"
+    shown: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from commands.options import LabelOptions
 from commands.subject import Subject
 from lwta.errors import InputError
 from models.images import IndexedImages, image_name
-from models.probes import probe_identity
+from models.probes import probe_identity, split_back
 
 
 class Probe:
@@ -41,6 +41,8 @@ class Probe:
             raise InputError("name the images to label on with --probe, such as a folder")
         self.spec, self.own = spec, data is None and subject.is_split(spec)
         self.data = subject.probe(spec, labels.probe_args) if data is None else data
+        if labels.keep_back and data is None:
+            self.data = split_back(self.data, labels.keep_back)[0]
         if not len(self):
             raise InputError(f"the probe set {spec} holds no image; name another with --probe")
 

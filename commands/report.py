@@ -8,7 +8,7 @@ from commands.explain import expanded, explained, first_images
 from commands.options import EvidenceOptions, NetworkOptions
 from commands.subject import open_subject
 from commands.survey import SAMPLE, gather
-from lwta.dissect.evaluate import read_evaluation
+from lwta.dissect.evaluation import read_evaluation
 from lwta.dissect.labels import labels_for
 from lwta.dissect.report.comparison import summaries
 from lwta.dissect.report.site import check_folder, write_site

@@ -21,7 +21,7 @@ from lwta.dissect.words import WordList, read_words
 from lwta.errors import InputError
 from models.probes import probe_classes
 from models.run import class_names
-from models.shapes import CONCEPTS
+from models.shapes import CONCEPTS, concept_pairs
 from models.shapes_clip import FOLDER as SHAPES_CLIP
 from models.words import LISTS
 
@@ -113,11 +113,17 @@ def open_source(
                 "give a list with --concepts and what looks for its words with --clip"
             )
         return Source(names, {"concepts": f"classes {digest({'names': names})}"})
-    words = read_words(specs, {"classes": classes, "shapes": lambda: CONCEPTS} | LISTS)
+    words = read_words(
+        specs, {"classes": classes, "shapes": lambda: CONCEPTS, "shapes_pairs": _pairs} | LISTS
+    )
     if words.blanks or words.duplicates:
         told = f"{words.blanks} blank and {words.duplicates} repeated"
         print(f"left out {told} of the concepts; {len(words.names)} remain", file=sys.stderr)
-    return _words(words, probe, options, clip, cache, force, subject.device)
+    return word_source(words, probe, options, clip, cache, force, subject.device)
+
+
+def _pairs() -> list[str]:
+    return list(concept_pairs().values())
 
 
 def _classes(subject: Subject, probe: Probe) -> list[str]:
@@ -132,18 +138,20 @@ def _classes(subject: Subject, probe: Probe) -> list[str]:
 def _table(path: str, probe: Probe) -> Source:
     names, matrix = read_concepts(path, len(probe))
     values = matrix.numpy()
-    return Source(names, {"concepts": digest({"names": names, "values": _content(values)})}, images=values)
+    return Source(
+        names, {"concepts": digest({"names": names, "values": content_hash(values)})}, images=values
+    )
 
 
 def _pair(path: str, probe: Probe) -> Source:
     names, images, texts = read_pair(path)
     image_rows(images, len(probe))
     _matched(images, texts)
-    concepts = digest({"names": names, "images": _content(images), "texts": _content(texts)})
+    concepts = digest({"names": names, "images": content_hash(images), "texts": content_hash(texts)})
     return Source(names, {"concepts": concepts}, torch.from_numpy(np.array(texts, dtype=np.float32)), images)
 
 
-def _words(
+def word_source(
     words: WordList,
     probe: Probe,
     options: LabelOptions,
@@ -189,14 +197,14 @@ def _words(
         texts = torch.from_numpy(np.array(found.vectors, dtype=np.float32))
         if encoder is not None:
             _same_encoder(encoder, names, templates, texts, options.text_embeddings)
-        identity["text_embeddings"] = _content(found.vectors)
+        identity["text_embeddings"] = content_hash(found.vectors)
     else:
         assert encoder is not None
         texts = embedded_texts(encoder, names, templates, identity, cache, force)
     if options.image_embeddings:
         images = read_embeddings(options.image_embeddings, "image").vectors
         image_rows(images, len(probe))
-        identity["image_embeddings"] = _content(images)
+        identity["image_embeddings"] = content_hash(images)
         _matched(images, texts.numpy())
     return Source(names, identity, texts, images, encoder, templates)
 
@@ -249,7 +257,7 @@ def _matched(images: np.ndarray, texts: np.ndarray) -> None:
         print(f"warning: {warning}", file=sys.stderr)
 
 
-def _content(values: np.ndarray) -> str:
+def content_hash(values: np.ndarray) -> str:
     """Hash of an array, read in blocks: it may be mapped."""
     found = hashlib.sha256(str((values.shape, str(values.dtype))).encode())
     for start in range(0, len(values), 4096):

@@ -17,7 +17,7 @@ from commands.pages import class_pages, layer_page, unit_pages
 from commands.probe import Probe
 from commands.subject import Subject
 from lwta.dissect.activations import Readout
-from lwta.dissect.evaluate import TruthScore
+from lwta.dissect.evaluation import Evaluation
 from lwta.dissect.explanation import Explanation
 from lwta.dissect.labels import Labels
 from lwta.dissect.maps import exemplar_maps
@@ -38,7 +38,7 @@ def gather(
     labels: Labels,
     *,
     summary: Sequence[tuple[str, str]] = (),
-    score: TruthScore | None = None,
+    score: Evaluation | None = None,
     explained: Sequence[Explanation] = (),
     sample: int = SAMPLE,
     batch_size: int = 128,

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from pyarrow.compute import call_function
 from timm.data.readers.reader_hfds import ReaderHfds
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from torch import Tensor
 from torch.utils.data import Dataset
 
+from lwta.errors import InputError
 from models.data import dataset_classes
 from models.images import UNDECODABLE, image_name, read_image
 from models.shapes import Shapes
@@ -21,7 +23,7 @@ _DECODED = 32  # images whose pixels enter the identity
 
 
 class Slice(Dataset):
-    """Consecutive images of a dataset, numbered anew.
+    """Some images of a dataset, numbered anew.
 
     Attributes:
         data: the dataset.
@@ -30,7 +32,7 @@ class Slice(Dataset):
         classes: names, None where there are none.
     """
 
-    def __init__(self, data: Dataset, indices: range) -> None:
+    def __init__(self, data: Dataset, indices: Sequence[int]) -> None:
         self.data, self.indices = data, indices
         reader = getattr(data, "reader", None)
         self.reader = None if reader is None else Slice(reader, indices)
@@ -66,7 +68,9 @@ def probe_identity(data: Dataset) -> str:
     Args:
         data: from :func:`open_probe`.
     """
-    data, indices = (data.data, data.indices) if isinstance(data, Slice) else (data, range(len(data)))  # type: ignore[arg-type]
+    indices: Sequence[int] = range(len(data))  # type: ignore[arg-type]
+    if isinstance(data, Slice):
+        data, indices = _whole(data) if isinstance(data.data, Slice) else (data.data, data.indices)
     digest = hashlib.sha256(f"{len(indices)} {dataset_classes(data)}\n".encode())
     decoded = len(indices)
     for line in _listing(data, indices):
@@ -82,15 +86,15 @@ def probe_identity(data: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
-def _listing(data: Dataset, indices: range) -> Iterator[bytes]:
+def _listing(data: Dataset, indices: Sequence[int]) -> Iterator[bytes]:
     """What is told of all images without decoding them."""
     reader = getattr(data, "reader", None)
     if isinstance(data, Shapes):
         yield f"{data.size} {data.task}".encode()
-        yield data.factors[indices.start : indices.stop].numpy().tobytes()
+        yield data.factors[_selected(indices)].numpy().tobytes()
     elif isinstance(reader, ReaderHfds):
         table = reader.dataset.select_columns([reader.image_key]).with_format("arrow")
-        for chunk in table[indices.start : indices.stop][reader.image_key].chunks:
+        for chunk in table[_selected(indices)][reader.image_key].chunks:
             sizes = call_function("binary_length", [chunk.field("bytes")]).to_pylist()
             for held, path in zip(sizes, chunk.field("path").to_pylist(), strict=True):
                 yield f"{os.path.basename(path or '')} {held}".encode()
@@ -102,7 +106,7 @@ def _listing(data: Dataset, indices: range) -> Iterator[bytes]:
         yield from _files(reader if isinstance(reader, ReaderImageFolder) else data, indices)
 
 
-def _files(folder: Any, indices: range) -> Iterator[bytes]:
+def _files(folder: Any, indices: Sequence[int]) -> Iterator[bytes]:
     """Images that are files, as timm's and torchvision's folders list them; nothing of others."""
     samples = getattr(folder, "samples", None)
     if not isinstance(samples, list):
@@ -114,3 +118,66 @@ def _files(folder: Any, indices: range) -> Iterator[bytes]:
             yield f"{path.removeprefix(top)} {state.st_size} {state.st_mtime_ns} {target}".encode()
         except OSError:
             yield f"{path.removeprefix(top)} missing {target}".encode()
+
+
+def _selected(indices: Sequence[int]) -> slice | list[int]:
+    return slice(indices.start, indices.stop) if isinstance(indices, range) else list(indices)
+
+
+def split_back(data: Dataset, share: float) -> tuple[Slice, Slice]:
+    """Two parts of a dataset: the one that stays, and the share of its images that is kept back, drawn from
+    all
+    over and always alike.
+
+    Raises:
+        InputError: where the share lies outside [0, 1), or leaves a part without images.
+    """
+    total = len(data)  # type: ignore[arg-type]
+    count = round(share * total)
+    if not 0 < count < total:
+        raise InputError(
+            f"keep_back {share:g} of {total} images keeps {count} of them back; it lies between 0 and 1"
+        )
+    order = np.random.default_rng(0).permutation(total)
+    return Slice(data, sorted(order[count:].tolist())), Slice(data, sorted(order[:count].tolist()))
+
+
+def share_images(one: Dataset, other: Dataset) -> bool:
+    """Whether some image is in both, as far as it can be told without decoding them: images of one dataset by
+    their numbers, of the embedded world by theirs, files by their paths."""
+    (a, mine), (b, theirs) = _whole(one), _whole(other)
+    if isinstance(a, Shapes) and isinstance(b, Shapes):
+        return bool(_rendered(a, mine) & _rendered(b, theirs))
+    files = _paths(a, mine), _paths(b, theirs)
+    if files[0] and files[1]:
+        return bool(files[0] & files[1])
+    return probe_identity(a) == probe_identity(b) and bool(set(mine) & set(theirs))
+
+
+def true_presence(data: Dataset) -> Tensor | None:
+    """Which of :data:`models.shapes.CONCEPTS` each image shows, (N, K), 0 or 1.
+
+    None where the images are not of the embedded world.
+    """
+    whole, numbers = _whole(data)
+    return whole.presence()[list(numbers)] if isinstance(whole, Shapes) else None
+
+
+def _whole(data: Dataset) -> tuple[Dataset, Sequence[int]]:
+    """The dataset that a part of a part is of, and the numbers of its images there."""
+    numbers: Sequence[int] = range(len(data))  # type: ignore[arg-type]
+    while isinstance(data, Slice):
+        numbers = [data.indices[i] for i in numbers]
+        data = data.data
+    return data, numbers
+
+
+def _rendered(world: Shapes, numbers: Sequence[int]) -> set[tuple[int, ...]]:
+    return {(*world.key, world.numbers[i]) for i in numbers}
+
+
+def _paths(data: Dataset, numbers: Sequence[int]) -> set[str]:
+    """Files of some images; none where images are no files of their own."""
+    reader = getattr(data, "reader", None)
+    samples = getattr(reader if isinstance(reader, ReaderImageFolder) else data, "samples", None)
+    return {os.path.realpath(samples[i][0]) for i in numbers} if isinstance(samples, list) else set()

@@ -11,10 +11,17 @@ from timm.data.readers.reader_hfds import ReaderHfds
 from torch.utils.data import Dataset, IterableDataset
 
 from lwta.errors import InputError
-from models.identity import Slice, probe_classes, probe_identity
+from models.identity import (
+    Slice,
+    probe_classes,
+    probe_identity,
+    share_images,
+    split_back,
+    true_presence,
+)
 from models.shapes import Shapes
 
-__all__ = ["open_probe", "probe_classes", "probe_identity"]
+__all__ = ["open_probe", "probe_classes", "probe_identity", "share_images", "split_back", "true_presence"]
 
 _IMAGES = ".png;.jpg;.jpeg;.webp;.bmp;.gif;.tif;.tiff;.ppm"
 _NAMED = ("torch", "hfds")  # first part of timm's names of data that is not streamed

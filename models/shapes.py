@@ -5,6 +5,7 @@ colour and texture occur in the test split alone, and nothing else occurs there:
 them it cannot have memorised. Every pair of values is seen in training.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -65,6 +66,7 @@ class Shapes(Dataset):
         classes: class names.
         concepts: K concept names.
         factors: int64 (N, F), the value of each of :data:`FACTORS` in each image.
+        key, numbers: of the world and split, and of the images there: those of one key and number are alike.
         transform: applied to the PIL image where set.
     """
 
@@ -77,10 +79,10 @@ class Shapes(Dataset):
         if size < 16:
             raise InputError(f"shapes cannot be told apart below 16 pixels; {size} are too few")
         name, indices = _parse(split)
-        self._key = (seed, list(IMAGES).index(name))
-        self._indices, self.size, self.task = indices, size, task
+        self.key = (seed, list(IMAGES).index(name))
+        self.numbers, self.size, self.task = indices, size, task
         self.factors = torch.from_numpy(
-            _draw_factors(self._key, indices.stop, name == "test")[indices.start :]
+            _draw_factors(self.key, indices.stop, name == "test")[indices.start :]
         )
         self.concepts = CONCEPTS
         self.classes = list(OUTLINES) if task == "shape" else [f"family {k + 1}" for k in range(5)]
@@ -88,7 +90,7 @@ class Shapes(Dataset):
         self._kept: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.numbers)
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if not -len(self) <= index < len(self):
@@ -121,13 +123,8 @@ class Shapes(Dataset):
         ]
         return torch.cat(columns, 1).float()
 
-    def shares(self, other: "Shapes") -> bool:
-        """Whether some image is in both."""
-        mine, theirs = self._indices, other._indices
-        return self._key == other._key and max(mine.start, theirs.start) < min(mine.stop, theirs.stop)
-
     def _render(self, index: int) -> Image.Image:
-        rng = np.random.default_rng([*self._key, 1, self._indices[index]])
+        rng = np.random.default_rng([*self.key, 1, self.numbers[index]])
         v, size = self.values(index), self.size
         canvas = background(v["background"].removesuffix(" background"), v["scene"], size, rng)
         radius = _RADIUS[v["size"]] * rng.uniform(0.94, 1.06)
@@ -140,6 +137,20 @@ class Shapes(Dataset):
         shade(canvas, patch)
         put(canvas, patch, v["colour"], v["texture"], rng)
         return photograph(canvas, rng)
+
+
+def concept_pairs() -> dict[tuple[int, int], str]:
+    """Places in :data:`CONCEPTS` of all values of two different factors -> the pair in words.
+
+    >>> len(concept_pairs()), list(concept_pairs().values())[:2]
+    (651, ['red circle', 'orange circle'])
+    """
+    factors = [(factor, value) for factor, values in FACTORS.items() for value in values]
+    return {
+        (a, b): caption(dict((factors[a], factors[b])))
+        for a, b in itertools.combinations(range(len(factors)), 2)
+        if factors[a][0] != factors[b][0]
+    }
 
 
 def caption(values: Mapping[str, str]) -> str:

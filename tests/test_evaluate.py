@@ -1,278 +1,243 @@
-"""Labels against the truth: every number against a plain loop over images, units and permutations."""
+"""Labels judged beside controls: every number against loops over units, and what cannot be judged."""
 
-import json
-import math
+import itertools
 import warnings
-from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
+from scipy.stats import mannwhitneyu
+from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lwta import LWTA
-from lwta.dissect.activations import Readout
-from lwta.dissect.evaluate import (
-    TruthScore,
-    auroc,
-    read_evaluation,
-    read_values,
-    score_labels,
-    true_concepts,
-    write_evaluation,
-)
+from lwta.dissect.evaluate import CONTROLS, FEWEST, Judge, discoveries, judge_layer, means
+from lwta.dissect.metrics import REPORTED
+from lwta.dissect.presence import Classes, Cosines, Matrix
 from lwta.errors import InputError
 
-NAMES = ["red", "blue", "round"]
+NAMES = ["red", "blue", "round", "rare", "always", "big"]
+N = 240
 
 
-def area(values, shows):
-    """Of all pairs of an image that shows the concept and one that does not, those in order; ties half."""
-    pairs = [(a, b) for a, x in zip(values, shows, strict=True) if x for b in values[np.array(shows) == 0]]
-    return math.nan if not pairs else sum((a > b) + (a == b) / 2 for a, b in pairs) / len(pairs)
-
-
-def areas(values, presence):
-    columns = [presence[:, k].numpy() for k in range(presence.shape[1])]
-    return [[area(values[:, d].numpy(), column) for column in columns] for d in range(values.shape[1])]
-
-
-# --- the area under the curve --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("levels", [3, 40, 10_000])
-def test_the_area_is_that_of_a_loop_over_all_pairs(levels):
-    generator = torch.Generator().manual_seed(levels)
-    values = torch.randint(-levels, levels, (37, 5), generator=generator) / 3  # few levels: many ties
-    presence = (torch.rand(37, 4, generator=generator) < torch.tensor([0.1, 0.5, 0.9, 0.3])).float()
-    found = auroc(values, presence)
-    assert found.shape == (5, 4)
-    torch.testing.assert_close(found, torch.tensor(areas(values, presence), dtype=torch.float32))
-
-
-def test_order_alone_counts():
-    values = torch.tensor([[0.1, 0.1], [0.2, -5.0], [1e6, 0.0]])
-    presence = torch.tensor([[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]])
-    assert auroc(values, presence).tolist() == [[1.0, 0.0], [0.5, 1.0]]
-    assert torch.equal(auroc(values.exp(), presence), auroc(values, presence))
-
-
-def test_units_that_never_change_tell_nothing_and_concepts_of_all_or_no_image_are_unknown():
-    presence = torch.tensor([[1.0, 1.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-    found = auroc(torch.zeros(3, 2), presence)
-    assert found[:, 0].tolist() == [0.5, 0.5]
-    assert found[:, 1:].isnan().all()
-
-
-def test_thousands_of_images_lose_no_precision():
-    values = torch.arange(60_000.0)[:, None]
-    presence = (torch.arange(60_000) % 2)[:, None].float()
-    assert auroc(values, presence).item() == pytest.approx(0.5 + 1 / 60_000, abs=1e-7)
-
-
-# --- which concepts are true ---------------------------------------------------------------------
-
-
-def presence_of(*percent):
-    """Concepts that ten of twenty images show, with these areas for a unit of values 0 ... 19."""
-    columns = []
-    for pairs in percent:
-        places = list(range(10))
-        while sum(places) - 45 < pairs:  # move the foremost that has room one up
-            k = next(k for k in reversed(range(10)) if places[k] < 10 + k)
-            places[k] += 1
-        columns.append([float(i in places) for i in range(20)])
-    found = torch.tensor(columns).T
-    assert [round(100 * a) for a in areas(UNIT, found)[0]] == list(percent)
-    return found
-
-
-UNIT = torch.arange(20.0)[:, None]
-
-
-@pytest.mark.parametrize("best", range(80, 101))
-def test_concepts_within_two_points_of_the_best_are_true_however_it_rounds(best):
-    found = true_concepts(UNIT, presence_of(best, best - 1, best - 2, best - 3))
-    assert found.tolist() == [[True, best - 1 >= 80, best - 2 >= 80, False]]
-
-
-def test_below_eight_tenths_nothing_is_true():
-    assert not true_concepts(UNIT, presence_of(79, 79, 78)).any()
-
-
-def test_every_unit_has_a_best_of_its_own_and_unknown_concepts_are_never_true():
-    values = torch.cat([UNIT, -UNIT, 0 * UNIT], 1)
-    presence = torch.cat([presence_of(100, 0), torch.ones(20, 1)], 1)
-    assert true_concepts(values, presence).tolist() == [
-        [True, False, False],
-        [False, True, False],
-        [False] * 3,
-    ]
-
-
-# --- the score -----------------------------------------------------------------------------------
-
-
-def table(layer, texts, negative=()):
+def table(labels, layer="a", negative=()):
     """The columns of a label table that are judged."""
     return pd.DataFrame(
         {
             "layer": layer,
-            "unit": range(len(texts)),
-            "label": pd.Series(texts, dtype="object"),
-            "negative": [unit in negative for unit in range(len(texts))],
+            "unit": range(len(labels)),
+            "label": pd.Series(labels, dtype="string"),
+            "negative": [unit in negative for unit in range(len(labels))],
         }
     )
 
 
-def looped(labels, values, presence):
-    """true_share and shuffled_share by brute force over all permutations of the labels."""
-    truths, told, count = [], [], 0
-    for layer, read in values.items():
-        for _, row in labels[labels["layer"] == layer].sort_values("unit").iterrows():
-            own = read[:, [row["unit"]]] * (-1 if row["negative"] else 1)
-            scores = [0 if math.isnan(a) else a for a in areas(own, presence)[0]]
-            truth = {NAMES[k] for k, a in enumerate(scores) if a >= 0.8 and a >= max(scores) - 0.02}
-            count += 1
-            if truth:
-                truths.append(truth)
-                told.append(row["label"])
-    shares = [
-        sum(text in truth for text, truth in zip(order, truths, strict=True)) / len(truths)
-        for order in permutations(told)
-    ]
-    return len(truths), count - len(truths), shares[0], sum(shares) / len(shares)
-
-
 @pytest.fixture
-def judged():
-    """Two layers of five units over 30 images; five of them are selective, one of those by negative wins."""
-    generator = torch.Generator().manual_seed(3)
-    presence = (torch.rand(30, 3, generator=generator) < 0.4).float()
-    noise = torch.randn(30, 5, generator=generator)
-    red, blue, round_ = presence.T
-    values = {
-        "a": torch.stack([3 * red, -3 * blue, noise[:, 0]], 1) + noise[:, :3] / 5,
-        "b": torch.stack([3 * round_, 3 * red], 1) + noise[:, 3:] / 5,
-    }
-    labels = pd.concat([table("a", ["red", "blue", "blue"], negative={1}), table("b", ["red", "red"])])
-    return labels, values, presence
+def world():
+    """Presence of the concepts, the fourth in nine images and the fifth in all but nine; and seven units."""
+    rng = np.random.default_rng(0)
+    presence = (rng.random((N, 6)) < 0.3).astype(np.float32)
+    presence[:, 3], presence[:, 4] = np.arange(N) < 9, np.arange(N) >= 9
+    red, blue, round_ = presence[:, 0], presence[:, 1], presence[:, 2]
+    units = [red, blue, round_, -red, red * 0, np.full(N, 0.3), blue]
+    values = np.stack(units, 1) + rng.standard_normal((N, 7)) / 2 * (np.arange(7) != 5)
+    return presence, values.astype(np.float32)
 
 
-def test_the_score_is_that_of_loops_over_units_and_permutations(judged):
-    labels, values, presence = judged
-    found = score_labels(labels, values, NAMES, presence)
-    assert found == pytest.approx(looped(labels, values, presence))
-    assert found == (4, 1, 3 / 4, 7 / 16)
+LABELS = ["red", "Blue ", "red", "red", "round", "red", None]
 
 
-def test_the_order_of_rows_does_not_count(judged):
-    labels, values, presence = judged
-    shuffled = labels.sample(frac=1, random_state=0)
-    assert score_labels(shuffled, values, NAMES, presence) == score_labels(labels, values, NAMES, presence)
+def judged(world, labels=LABELS, negative=(3,), **options):
+    presence, values = world
+    judge = options.pop("judge", Judge(NAMES, Matrix(presence), "annotations"))
+    return judge_layer(table(labels, negative=negative), values, judge, **options)
 
 
-def test_a_unit_of_negative_wins_is_judged_by_how_low_it_goes(judged):
-    labels, values, presence = judged
-    positive = labels.assign(negative=False)
-    found = score_labels(positive, values, NAMES, presence)
-    assert (found.selective, found.not_selective) == (3, 2)  # upside down it tells nothing
-    assert found.true_share == pytest.approx(looped(positive, values, presence)[2]) == 2 / 3
+def test_each_label_is_scored_as_other_peoples_code_does(world):
+    presence, values = world
+    found = judged(world)
+    for unit, concept in ((0, 0), (1, 1), (2, 0), (3, 0), (4, 2)):
+        row, a, c = found.loc[unit], values[:, unit] * (-1 if unit == 3 else 1), presence[:, concept]
+        assert row["correlation"] == pytest.approx(np.corrcoef(a, c)[0, 1], abs=1e-6)
+        assert row["auroc"] == pytest.approx(roc_auc_score(c, a), abs=1e-6)
+        assert row["auprc"] == pytest.approx(average_precision_score(c, a), abs=1e-6)
+        p = mannwhitneyu(a[c > 0], a[c == 0], alternative="greater", method="asymptotic").pvalue
+        assert row["p_value"] == pytest.approx(p, rel=1e-6)
+        assert row["shown"] == c.sum()
+        usable = [np.corrcoef(a, presence[:, k])[0, 1] for k in (0, 1, 2, 5)]
+        own = np.corrcoef(a, c)[0, 1]
+        assert (row["place"], row["concepts"]) == (1 + sum(value > own + 1e-6 for value in usable), 4)
 
 
-@pytest.mark.parametrize("word", [None, np.nan, "something else"])
-def test_a_selective_unit_without_a_true_label_counts_as_false(judged, word):
-    labels, values, presence = judged
-    labels = labels.assign(label=[word, "blue", "blue", "round", word])
-    found = score_labels(labels, values, NAMES, presence)
-    assert found == pytest.approx(looped(labels, values, presence))
-    assert (found.selective, found.true_share) == (4, 0.5)
+def test_what_cannot_be_judged_is_missing_with_its_reason(world):
+    found = judged(world, ["red", "green", "rare", "always", None, "red", "blue"])
+    reasons = [
+        "",
+        "the label is no concept of the judge",
+        "9 images show it, fewer than 10",
+        "9 images do not show it, fewer than 10",
+        "no label",
+        "the same value on every image",
+        "",
+    ]
+    assert found["unscored"].fillna("").tolist() == reasons
+    numbers = found.drop(columns=["layer", "unit", "label", "unscored"])
+    assert numbers.isna().all(axis=1).tolist() == [bool(reason) for reason in reasons]
+    assert not numbers.iloc[[0, 6]].isna().any(axis=None)
 
 
-def test_without_a_selective_unit_nothing_is_true():
-    values = {"a": torch.zeros(6, 2)}
-    presence = torch.tensor([[1.0, 0.0, 1.0]] * 3 + [[0.0, 1.0, 1.0]] * 3)
-    found = score_labels(table("a", ["red", "blue"]), values, NAMES, presence)
-    assert found[:2] == (0, 2)
-    assert math.isnan(found.true_share)
-    assert math.isnan(found.shuffled_share)
-
-
-def test_labels_of_another_number_of_units_are_refused(judged):
-    labels, values, presence = judged
-    with pytest.raises(InputError, match="the labels tell 2 units of a, which has 3"):
-        score_labels(labels.drop_duplicates(["layer", "label"]), values, NAMES, presence)
-
-
-def test_judging_warns_of_nothing(judged):
-    labels, values, presence = judged
+def test_without_a_label_to_judge_nothing_is_said_and_nothing_warns(world):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        score_labels(labels, values, NAMES, presence)
+        found = discoveries(judged(world, [None] * 7))
+        told = means(found)
+    assert found["correlation"].isna().all()
+    assert found["q_value"].isna().all()
+    assert told["units"].tolist() == [0] * len(REPORTED)
+    assert told["label"].isna().all()
 
 
-def test_a_score_says_what_it_counts():
-    assert str(TruthScore(12, 3, 0.5, 0.125)) == (
-        "12 selective units, 3 not selective; 50.0 % of the selective ones carry a true label, "
-        "12.5 % with the labels shuffled among them"
+def test_the_constant_control_is_the_best_single_label_for_all(world):
+    presence, values = world
+    found = judged(world).dropna(subset=["correlation"])
+    signed = values[:, :5] * np.array([1, 1, 1, -1, 1])
+    mean = {
+        k: np.mean([np.corrcoef(signed[:, d], presence[:, k])[0, 1] for d in range(5)]) for k in (0, 1, 2, 5)
+    }
+    best = max(mean, key=mean.__getitem__)
+    for d in range(5):
+        assert found["constant_auroc"].iloc[d] == pytest.approx(
+            roc_auc_score(presence[:, best], signed[:, d])
+        )
+
+
+def test_shuffled_and_random_labels_score_their_expectation(world):
+    presence, values = world
+    found = judged(world, draws=4000).dropna(subset=["correlation"])
+    signed, own = values[:, :5] * np.array([1, 1, 1, -1, 1]), [0, 1, 0, 0, 2]
+    area = np.array([[roc_auc_score(presence[:, k], signed[:, d]) for k in (0, 1, 2, 5)] for d in range(5)])
+    orders = list(itertools.permutations(own))
+    shuffled = np.mean([[area[d, k] for d, k in enumerate(order)] for order in orders], 0)
+    np.testing.assert_allclose(found["shuffled_auroc"], shuffled, atol=0.01)
+    np.testing.assert_allclose(found["random_auroc"], area.mean(1), atol=0.01)
+
+
+def test_controls_are_seeded(world):
+    first, again, other = (judged(world, seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(first, again)
+    assert not first["random_f1"].equals(other["random_f1"])
+    pd.testing.assert_series_equal(first["f1"], other["f1"])
+
+
+def test_images_left_out_do_not_count(world):
+    presence, values = world
+    keep = torch.arange(0, N, 2)
+    some = judged(world, images=keep)
+    alone = judged((presence[keep], values[keep]))
+    pd.testing.assert_frame_equal(some, alone)
+
+
+def test_what_nobody_looked_at_is_left_out_of_each_concept_alone(world):
+    presence, values = world
+    gaps = presence.copy()
+    gaps[:100, 0] = np.nan
+    found, whole = judged((gaps, values), draws=3), judged(world, draws=3)
+    for unit in (0, 2, 3):
+        a = values[100:, unit] * (-1 if unit == 3 else 1)
+        row = found.loc[unit]
+        assert row["auroc"] == pytest.approx(roc_auc_score(presence[100:, 0], a))
+        assert row["correlation"] == pytest.approx(np.corrcoef(a, presence[100:, 0])[0, 1], abs=1e-6)
+        assert row["shown"] == presence[100:, 0].sum()
+    for name in REPORTED:  # the others know nothing of it
+        np.testing.assert_allclose(found.loc[[1, 4], name], whole.loc[[1, 4], name])
+    gaps[:, 0] = np.nan
+    assert judged((gaps, values))["unscored"].iloc[0] == f"0 images show it, fewer than {FEWEST}"
+
+
+def test_a_clip_judges_by_its_cosines_and_by_the_images_nearest_to_a_word():
+    rng = np.random.default_rng(1)
+    images, texts = (
+        rng.standard_normal((N, 8)).astype(np.float32),
+        torch.from_numpy(rng.standard_normal((3, 8))).float(),
     )
-    assert str(TruthScore(0, 3, 0.0, 0.0)) == ("0 selective units, 3 not selective; no label can be judged")
+    presence = Cosines(images, texts)
+    cosine = presence.part(slice(None)).numpy()
+    values = (cosine[:, :2] + rng.standard_normal((N, 2)) / 4).astype(np.float32)
+    judge = Judge(["x", "y", "z"], presence, "another CLIP", 0.1)
+    found = judge_layer(table(["x", "z"]), values, judge)
+    for unit, concept in ((0, 0), (1, 2)):
+        nearest = np.zeros(N, bool)
+        nearest[np.argsort(-cosine[:, concept])[: N // 10]] = True
+        assert found["shown"].iloc[unit] == N // 10
+        assert found["auroc"].iloc[unit] == pytest.approx(roc_auc_score(nearest, values[:, unit]))
+        expected = np.corrcoef(values[:, unit], cosine[:, concept])[0, 1]
+        assert found["correlation"].iloc[unit] == pytest.approx(expected, abs=1e-6)
 
 
-# --- reading a network ---------------------------------------------------------------------------
+def test_classes_of_images_are_annotations_too():
+    classes = torch.arange(N) % 3
+    values = torch.nn.functional.one_hot(classes, 3).numpy().astype(np.float32)
+    found = judge_layer(
+        table(["a", "b", "b"]), values, Judge(["a", "b", "c"], Classes(classes, 3), "classes")
+    )
+    assert found["correlation"].tolist() == pytest.approx([1, 1, -0.5])
+    assert found["place"].tolist()[:2] == [1, 1]
 
 
-def test_values_are_read_in_the_order_of_the_batches_and_empty_ones_passed_over():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), LWTA(4, dim=1), nn.Conv2d(8, 4, 1), LWTA(2, dim=1))
-    images = torch.randn(5, 3, 4, 4)
-    batches = [
-        (torch.tensor([3, 1]), images[[3, 1]]),
-        (torch.empty(0, dtype=torch.long), torch.empty(0)),
-        (torch.tensor([4]), images[[4]]),
+def test_many_concepts_are_looked_at_in_parts(world, monkeypatch):
+    whole = judged(world)
+    monkeypatch.setattr("lwta.dissect.evaluate._CONCEPTS", 2)
+    pd.testing.assert_frame_equal(judged(world), whole)
+
+
+def test_a_table_of_other_units_is_refused(world):
+    with pytest.raises(InputError, match="the labels tell 2 units of a, which has 7"):
+        judged(world, ["red", "blue"])
+
+
+def test_discoveries_are_those_of_benjamini_and_hochberg():
+    p = [0.001, 0.008, 0.039, 0.041, 0.042, 0.06, 0.074, 0.205, 0.212, 0.216, 0.222, np.nan]
+    found = discoveries(pd.DataFrame({"p_value": p}))["q_value"]
+    order = np.argsort(p[:-1])
+    by_hand = np.empty(11)
+    for rank, place in enumerate(order):
+        by_hand[place] = min(p[other] * 11 / (r + 1) for r, other in enumerate(order) if r >= rank)
+    np.testing.assert_allclose(found[:-1], by_hand)
+    assert (found <= 0.05).sum() == 2
+    assert np.isnan(found.iloc[-1])
+
+
+def test_labels_that_mean_nothing_are_rarely_called_better_than_chance():
+    rng = np.random.default_rng(2)
+    presence = (rng.random((N, 40)) < 0.2).astype(np.float32)
+    names = [f"c{k}" for k in range(40)]
+    false = []
+    for trial in range(20):
+        values = rng.standard_normal((N, 60)).astype(np.float32)
+        rows = table(rng.choice(names, 60).tolist())
+        found = discoveries(
+            judge_layer(rows, values, Judge(names, Matrix(presence), ""), draws=1, seed=trial)
+        )
+        false.append((found["q_value"] <= 0.05).sum())
+    assert sum(count > 0 for count in false) <= 4  # 5 % of 20 expected
+
+
+def test_means_stand_beside_controls_with_standard_errors(world):
+    parts = [
+        judged(world),
+        judged(world, ["red", "blue", None, "red", "big", None, "blue"]).assign(layer="b"),
     ]
-    indices, values = read_values(model.train(), batches, {"1": 1, "3": 1}, Readout("mean"))
-    assert indices.tolist() == [3, 1, 4]
-    with torch.no_grad():
-        first = model.eval()[:2](images[indices])
-        second = model(images[indices])
-    torch.testing.assert_close(values["1"], first.mean((2, 3)))
-    torch.testing.assert_close(values["3"], second.mean((2, 3)))
-    with pytest.raises(InputError, match="no image of the split decodes"):
-        read_values(model, batches[1:2], {"1": 1}, Readout("mean"))
-
-
-# --- evaluation.json -----------------------------------------------------------------------------
-
-
-SCORE = TruthScore(12, 3, 0.5, 0.125)
-LABELS = {"weights": "w", "probe": "validate"}
-
-
-def test_a_score_is_read_as_written_and_only_beside_its_labels(tmp_path):
-    assert read_evaluation(tmp_path, LABELS) is None
-    path = write_evaluation(tmp_path, SCORE, "validation[5:9]", LABELS)
-    assert path == tmp_path / "evaluation.json"
-    assert read_evaluation(tmp_path, LABELS) == SCORE
-    found = json.loads(path.read_text())
-    assert found == SCORE._asdict() | {"split": "validation[5:9]", "labels": LABELS}
-    for other in ({}, LABELS | {"weights": "v"}, LABELS | {"clip": "c"}):
-        assert read_evaluation(tmp_path, other) is None
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"", b"{", b"[]", b"{}", b"null", b"\xff\xfe", b'{"selective": 1}',
-        *(json.dumps(SCORE._asdict() | {"labels": LABELS} | {name: value}).encode()
-          for name, value in (("true_share", None), ("true_share", "half"), ("selective", [1]))),
-        json.dumps(SCORE._asdict()).encode(),
-    ],
-)  # fmt: skip
-def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, content):
-    (tmp_path / "evaluation.json").write_bytes(content)
-    with pytest.raises(
-        InputError, match="evaluation.json cannot be read; make it anew with dissect.py evaluate"
-    ):
-        read_evaluation(tmp_path, LABELS)
+    both = pd.concat(parts)
+    found = means(both).set_index(["layer", "metric"])
+    assert found.index.get_level_values(0).unique().tolist() == ["a", "b", "all"]
+    for layer, part in (("a", parts[0]), ("b", parts[1]), ("all", both)):
+        for metric in REPORTED:
+            row, scored = found.loc[(layer, metric)], part[part[metric].notna()]
+            assert row["units"] == len(scored)
+            for name in ("label", *CONTROLS):
+                column = scored[metric if name == "label" else f"{name}_{metric}"].to_numpy()
+                assert row[name] == pytest.approx(column.mean())
+                assert row[f"{name}_error"] == pytest.approx(column.std(ddof=1) / len(column) ** 0.5)
+            ahead = (scored[metric] - scored[f"shuffled_{metric}"]).to_numpy()
+            assert row["ahead"] == pytest.approx(ahead.mean())
+            assert row["ahead_error"] == pytest.approx(ahead.std(ddof=1) / len(ahead) ** 0.5)
+    assert means(parts[0])["layer"].unique().tolist() == ["a"]

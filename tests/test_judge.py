@@ -1,4 +1,4 @@
-"""Labels judged against the truth from the command line, and the embedded world's own concepts and CLIP."""
+"""The embedded world's own concepts and CLIP, and the device."""
 
 import json
 import shutil
@@ -8,15 +8,12 @@ import open_clip
 import pytest
 import torch
 
-import commands.evaluate
 import dissect
-from lwta.dissect.evaluate import score_labels, true_concepts
-from lwta.dissect.labels import read_labels, write_labels
-from models.run import load_run
+from lwta.dissect.labels import read_labels
 from models.shapes import CONCEPTS, FACTORS, Shapes
 from models.shapes_clip import FOLDER
 from models.shapes_clip.train import rendered, zero_shot
-from tests.conftest import TinyRun, refused
+from tests.conftest import refused
 
 
 @pytest.fixture(scope="module")
@@ -68,128 +65,12 @@ def test_explain_labels_on_demand_by_them_and_such_labels_are_not_judged_before_
     assert (len(rows), len(fired), len(rivals)) == (12, 4, 8)
     for name in ("label", "label_2", "reason", "wins", "fingerprint"):
         assert rows[name].equals(rows[f"{name}_whole"].rename(name)), name
-    message = refused(dissect.main, ["evaluate", f"--run={run}", "--split=test"])
+    message = refused(dissect.main, ["evaluate", f"--run={run}", "--probe=test"])
     assert "only some units of blocks.0.mlp.act are labelled, those that explain came upon" in message
     assert not (run / "evaluation.json").exists()
     dissect.main(["label", f"--run={run}"])
-    dissect.main(["evaluate", f"--run={run}", "--split=test"])
+    dissect.main(["evaluate", f"--run={run}", "--probe=test", "--resamples=0"])
     assert (run / "evaluation.json").exists()
-
-
-# --- evaluate ------------------------------------------------------------------------------------
-
-
-def values_by_hand(run, split, readout=lambda out: out[:, 0]):
-    """What each labelled layer of a run reads, each image alone."""
-    opened = load_run(run)
-    values = {name: [] for name in read_labels(run).table["layer"].unique()}
-    for name, rows in values.items():
-        opened.model.backbone.get_submodule(name).register_forward_hook(
-            lambda module, inputs, out, rows=rows: rows.append(readout(out)[0])
-        )
-    transform = opened.data.eval_transform()
-    with torch.no_grad():
-        for image, _ in Shapes(split, size=32):
-            opened.model.backbone(transform(image)[None])
-    return {name: torch.stack(rows) for name, rows in values.items()}
-
-
-def judged_by_hand(run, split, **readout):
-    values, presence = values_by_hand(run, split, **readout), Shapes(split).presence()
-    return score_labels(read_labels(run).table, values, CONCEPTS, presence)
-
-
-@pytest.mark.parametrize("split", ["test", "validation[100:180]"])
-def test_labels_are_judged_on_the_images_of_the_split(run, capsys, split):
-    dissect.main(["evaluate", f"--run={run}", f"--split={split}", "--batch_size=7"])
-    score = judged_by_hand(run, "test[:24]" if split == "test" else split)
-    assert score.selective > 0
-    count = {"test": 24}.get(split, 80)
-    said = capsys.readouterr().out
-    assert said == f"{score}; on {count} images of the split {split}; wrote {run / 'evaluation.json'}\n"
-    found = json.loads((run / "evaluation.json").read_text())
-    identity = found.pop("labels")
-    assert found.pop("split") == split
-    assert found == pytest.approx(score._asdict())
-    assert identity == read_labels(run).identity
-
-
-def test_labels_are_judged_at_their_own_readout_and_layers(run):
-    dissect.main(["label", f"--run={run}", "--readout=mean", "--layers=blocks.0*"])
-    dissect.main(["evaluate", f"--run={run}", "--split=validation[100:180]", "--num_workers=2"])
-    found = json.loads((run / "evaluation.json").read_text())
-    score = judged_by_hand(run, "validation[100:180]", readout=lambda out: out[:, 1:].mean(1))
-    assert found["labels"]["readout"] == "mean"
-    assert [found[name] for name in score._fields] == pytest.approx(list(score))
-
-
-def test_true_labels_are_found_true_and_false_ones_false(run, capsys):
-    labels = read_labels(run)
-    read = values_by_hand(run, "validation[100:180]")["blocks.0.mlp.act"]
-    sign = 1 - 2 * torch.tensor(labels.table["negative"].tolist()).float()
-    truth = true_concepts(read * sign, Shapes("validation[100:180]").presence())
-    told = [CONCEPTS[row.int().argmax()] if row.any() else "red" for row in truth]
-    for text, share in ((told, "100.0 %"), ([None] * len(told), "0.0 %")):
-        write_labels(run, labels._replace(table=labels.table.assign(label=text)))
-        dissect.main(["evaluate", f"--run={run}", "--split=validation[100:180]"])
-        said = capsys.readouterr().out
-        assert (
-            f"{int(truth.any(1).sum())} selective units, {int((~truth.any(1)).sum())} not selective" in said
-        )
-        assert f"; {share} of the selective ones carry a true label" in said
-
-
-@pytest.mark.parametrize(
-    "split", ["validate", "validation", "validation[:40]", "validation[39:60]", "validation[10:20]"]
-)
-def test_no_label_is_judged_on_an_image_that_it_was_made_from(run, split):
-    message = refused(dissect.main, ["evaluate", f"--run={run}", f"--split={split}"])
-    assert "the labels were made from the split validate, which shares images with" in message
-    assert not (run / "evaluation.json").exists()
-
-
-def test_without_a_split_images_are_judged_that_no_label_was_made_from(run, monkeypatch, capsys):
-    monkeypatch.setattr(commands.evaluate, "HELD_OUT", "validation[10000:10030]")
-    dissect.main(["evaluate", f"--run={run}"])
-    assert "on 30 images of the split validation[10000:10030]" in capsys.readouterr().out
-    dissect.main(["label", f"--run={run}", "--probe=validation[10020:10050]"])
-    assert "which shares images with validation[10000:10030]" in refused(
-        dissect.main, ["evaluate", f"--run={run}"]
-    )
-
-
-def test_data_whose_concepts_are_not_known_and_runs_without_labels_are_refused(
-    image_folder, shapes_run, tmp_path
-):
-    colours = TinyRun(image_folder, tmp_path / "colours")
-    colours.fit(trainer__max_epochs=1)
-    for folder in (colours.folder, shapes_run):
-        message = refused(dissect.main, ["evaluate", f"--run={folder}", "--split=test"])
-        assert f"{folder} has no labels to judge; make them with dissect.py label --run {folder}" in message
-    dissect.main(["label", f"--run={colours.folder}"])
-    assert "only the embedded world (data.name shapes) knows which concepts" in refused(
-        dissect.main, ["evaluate", f"--run={colours.folder}", "--split=test"]
-    )
-    assert not (colours.folder / "evaluation.json").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        (["--split=holdout"], "shapes has no split 'holdout'"),
-        (["--batch_size=0"], "batch_size is at least 1"),
-        (["--num_workers=-1"], "num_workers at least 0"),
-    ],
-)
-def test_bad_input_is_one_sentence(labelled, options, sentence):
-    assert sentence in refused(dissect.main, ["evaluate", f"--run={labelled}", *options])
-
-
-def test_labels_of_other_weights_are_not_judged(run):
-    best = run / "checkpoints" / "best.ckpt"
-    checkpoint = torch.load(best, weights_only=True)
-    torch.save(checkpoint | {"global_step": -1}, best)
-    assert "was made from other weights" in refused(dissect.main, ["evaluate", f"--run={run}"])
 
 
 # --- the device ----------------------------------------------------------------------------------

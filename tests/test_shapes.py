@@ -13,8 +13,9 @@ import models.shapes
 import train
 from lwta.errors import InputError
 from models.data import ImageData
+from models.probes import share_images
 from models.run import load_run
-from models.shapes import CONCEPTS, FACTORS, HELD_OUT, IMAGES, Shapes
+from models.shapes import CONCEPTS, FACTORS, HELD_OUT, IMAGES, Shapes, concept_pairs
 from tests.conftest import TinyRun, fit_shapes, refused
 
 MANY = {split: f"{split}[:20000]" for split in IMAGES}  # factors alone are drawn in a moment
@@ -80,9 +81,19 @@ def test_splits_share_images_where_their_numbers_do():
     spans = [(0, 5), (5, 10), (3, 6), (0, 20), (8, 9)]
     for (a, b), (c, d) in product(spans, repeat=2):
         one, other = Shapes(f"train[{a}:{b}]"), Shapes(f"train[{c}:{d}]")
-        assert one.shares(other) == bool(set(range(a, b)) & set(range(c, d)))
-        assert not one.shares(Shapes(f"test[{a}:{b}]"))
-        assert not one.shares(Shapes(f"train[{a}:{b}]", seed=1))
+        assert share_images(one, other) == bool(set(range(a, b)) & set(range(c, d)))
+        assert not share_images(one, Shapes(f"test[{a}:{b}]"))
+        assert not share_images(one, Shapes(f"train[{a}:{b}]", seed=1))
+
+
+def test_pairs_of_values_are_told_in_the_order_of_a_sentence():
+    pairs = concept_pairs()
+    sizes = [len(values) for values in FACTORS.values()]
+    assert len(pairs) == len(set(pairs.values())) == (sum(sizes) ** 2 - sum(n**2 for n in sizes)) // 2
+    for words in (("circle", "red"), ("star", "striped"), ("alone", "wavy")):
+        places = tuple(sorted(CONCEPTS.index(word) for word in words))
+        assert sorted(pairs[places].split()) == sorted(" ".join(words).split())
+    assert pairs[tuple(sorted((CONCEPTS.index("circle"), CONCEPTS.index("red"))))] == "red circle"
 
 
 def test_an_index_beyond_the_end_is_refused_so_that_a_loop_over_the_images_ends():

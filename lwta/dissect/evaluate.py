@@ -1,152 +1,279 @@
-"""Judge labels where the truth is known: does a unit's label name what the unit responds to?"""
+"""How good labels are, on images that they were not chosen from, always beside controls.
 
-import json
-import math
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+Each label is judged by the metrics of :mod:`lwta.dissect.metrics`, and so are three labels that mean nothing:
 
+| control | what it is |
+|---|---|
+| constant | one concept for all units of the layer: the one of the highest mean correlation here |
+| shuffled | the layer's labels, dealt out anew among its units |
+| random | a concept drawn for each unit |
+
+What cannot be judged is missing, with the reason, and never 0: a label the annotations do not know, or that
+fewer than ten of the images show (or lack); a unit that has the same value on all of them.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from scipy.stats import false_discovery_control
+from torch import Tensor
 
-from lwta.dissect.activations import Readout, readings
+from lwta.dissect.metrics import REPORTED, TOP, Responses, Shown, measure, p_values
+from lwta.dissect.presence import Presence
 from lwta.errors import InputError
 
-LEAST_AUROC = 0.8
-TIE = 0.02
+CONTROLS = ("constant", "shuffled", "random")
+FEWEST = 10  # images with the concept, and without
+DRAWS = 10  # of labels dealt out anew, and of random concepts
+RATE = 0.05  # of false discoveries
+
+_CONCEPTS = 512  # looked at together
 
 
-class TruthScore(NamedTuple):
-    """How many labels are true.
+class Judge(NamedTuple):
+    """What tells which images show a concept.
 
     Attributes:
-        selective: units that tell some concept apart.
-        not_selective: units that tell none; they have no true label to find.
-        true_share: selective units whose label is one of their true concepts, over all selective ones;
-            one without a label counts as false.
-        shuffled_share: the same, expected when these labels are shuffled across these units. Both are NaN
-            where no unit is selective.
-    """
-
-    selective: int
-    not_selective: int
-    true_share: float
-    shuffled_share: float
-
-    def __str__(self) -> str:
-        told = f"{self.selective} selective units, {self.not_selective} not selective"
-        if not self.selective:
-            return f"{told}; no label can be judged"
-        return (
-            f"{told}; {100 * self.true_share:.1f} % of the selective ones carry a true label, "
-            f"{100 * self.shuffled_share:.1f} % with the labels shuffled among them"
-        )
-
-
-def read_values(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    sites: Mapping[str, int],
-    readout: Readout,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One pass (:func:`readings`) that keeps what is read: image indices (N,), layer -> (N, D)."""
-    seen: list[Tensor] = []
-    kept: dict[str, list[Tensor]] = {name: [] for name in sites}
-    for indices, read in readings(model, batches, sites, readout):
-        seen.append(indices)
-        for name, found in read.items():
-            kept[name].append(found.values.cpu())
-    if not seen:
-        raise InputError("no image of the split decodes; nothing can be judged")
-    return torch.cat(seen), {name: torch.cat(rows) for name, rows in kept.items()}
-
-
-def auroc(values: Tensor, presence: Tensor) -> Tensor:
-    """Area under the ROC curve of every unit for every concept, (D, K).
-
-    By ranks (Mann-Whitney), ties counted half; NaN for a concept that all images show, or none.
-
-    Args:
-        values: (N, D).
-        presence: (N, K), 0 or 1.
-    """
-    ranks = torch.tensor(pd.DataFrame(values.numpy()).rank().to_numpy())  # a copy: pandas' own is read-only
-    shows = presence.double()
-    positives = shows.sum(0)
-    above = ranks.T @ shows - positives * (positives + 1) / 2
-    return (above / (positives * (len(values) - positives))).float()
-
-
-def true_concepts(values: Tensor, presence: Tensor) -> Tensor:
-    """Which concepts each unit stands for, bool (D, K).
-
-    Those whose AUROC is at least .8 and within .02 of the unit's best; none for a unit that is not selective.
-    """
-    scores = auroc(values, presence).nan_to_num(0)
-    least = scores.amax(1, keepdim=True) - TIE - 1e-6  # what is .02 below the best, but for rounding, is in
-    return (scores >= LEAST_AUROC) & (scores >= least)
-
-
-def score_labels(
-    labels: pd.DataFrame, values: Mapping[str, Tensor], names: list[str], presence: Tensor
-) -> TruthScore:
-    """Judge a label table (:data:`lwta.dissect.labels.COLUMNS`) against known concepts.
-
-    Args:
-        labels: of the layers in ``values``.
-        values: layer -> (N, D), what the readout reads, on images that no label was made from. Units whose
-            labels describe negative wins are judged by -value.
         names: K concepts.
-        presence: (N, K), 0 or 1.
+        presence: (N, K): 0 to 1, shown from .5 on, NaN where unknown; or cosines, with ``share``.
+        told: for the reader.
+        share: images with the highest presence of a concept that are taken to show it, as a share of all;
+            None where the presence says it.
+        circular: whether it is what chose the labels.
     """
-    place = {name: k for k, name in enumerate(names)}
-    true, told = [], []
-    for layer, read in values.items():
-        rows = labels.query("layer == @layer").sort_values("unit")
-        if len(rows) != read.shape[1]:
-            raise InputError(f"the labels tell {len(rows)} units of {layer}, which has {read.shape[1]}")
-        sign = torch.tensor(rows["negative"].to_numpy(dtype="float32")) * -2 + 1
-        true.append(true_concepts(read * sign, presence))
-        told += [place.get(text, -1) for text in rows["label"].fillna("").tolist()]
-    truth, label = torch.cat(true), torch.tensor(told)
-    selective = truth.any(1)
-    truth, label = truth[selective], label[selective]
-    # A column of falsehood for those without a label, or with a word that is no known concept.
-    hits = torch.nn.functional.pad(truth, (0, 1))[:, label].float()  # unit x the label of another
-    count = int(selective.sum())
-    own, shuffled = (float(hits.diagonal().mean()), float(hits.mean())) if count else (math.nan, math.nan)
-    return TruthScore(count, len(selective) - count, own, shuffled)
+
+    names: list[str]
+    presence: Presence
+    told: str
+    share: float | None = None
+    circular: bool = False
 
 
-def write_evaluation(folder: str | Path, score: TruthScore, split: str, labels: dict[str, Any]) -> Path:
-    """Write ``evaluation.json`` into a run folder.
+class _Looked(NamedTuple):
+    """Presence of some concepts in the images judged on: ``graded``, ``clear`` and ``known`` (k, n)."""
+
+    graded: np.ndarray
+    clear: np.ndarray
+    known: np.ndarray
+
+
+def judge_layer(
+    rows: pd.DataFrame,
+    values: np.ndarray,
+    judge: Judge,
+    images: Tensor | None = None,
+    *,
+    top: float = TOP,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Judge the labels of a layer.
 
     Args:
-        split: the images that the labels were judged on.
-        labels: identity of the labels, so that the score is never shown beside others.
-    """
-    path = Path(folder) / "evaluation.json"
-    path.write_text(
-        json.dumps(score._asdict() | {"split": split, "labels": labels}, indent=1), encoding="utf-8"
-    )
-    return path
+        rows: of the label table (:data:`lwta.dissect.labels.COLUMNS`), all units of the layer. One whose
+            label describes its negative wins is judged by -value.
+        values: (N, D), what the readout reads of each image.
+        judge: what tells which of the N images show a concept.
+        images: int64, those of the N that are judged on, all where not given.
+        top: share of the images that a unit responds to, for f1 and iou.
+        draws: of shuffled and of random labels, whose mean is taken.
+        seed: of those.
 
-
-def read_evaluation(folder: str | Path, labels: dict[str, Any]) -> TruthScore | None:
-    """The score of a run's labels, or None where these labels were not judged.
+    Returns:
+        A row for each unit: layer, unit, label; the metrics of its label; those of each control, as
+        ``constant_correlation``; p_value, how likely a label that means nothing has as high an AUROC; place,
+        that of the label among the concepts by correlation; shown, images that show it; and unscored, why
+        there is nothing of all this.
 
     Raises:
-        InputError: where the file cannot be read.
+        InputError: the label table is of another number of units.
     """
-    path = Path(folder) / "evaluation.json"
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        score = TruthScore(**{name: kind(found[name]) for name, kind in TruthScore.__annotations__.items()})
-        return score if found["labels"] == labels else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    rows = rows.sort_values("unit")
+    if len(rows) != values.shape[1]:
         raise InputError(
-            f"{path} cannot be read; make it anew with dissect.py evaluate --run {folder}"
-        ) from error
+            f"the labels tell {len(rows)} units of {rows['layer'].iloc[0]}, which has {values.shape[1]}"
+        )
+    seen = torch.arange(len(values)) if images is None else images
+    sign = np.where(rows["negative"].to_numpy(dtype=bool), -1, 1)
+    layer = _Layer(values[seen.numpy()] * sign, judge, seen, top)
+    table = rows[["layer", "unit", "label"]].reset_index(drop=True)
+    told = layer.places(table["label"])
+    table["unscored"] = pd.array(layer.reasons(table["label"], told), dtype="string")
+    scored = np.flatnonzero(table["unscored"].isna())
+    found: dict[str, np.ndarray] = {}
+    if len(scored):
+        found = layer.scores(scored, told[scored], draws, np.random.default_rng(seed))
+    for name in _columns():
+        table[name] = np.nan
+        if name in found:
+            table.loc[scored, name] = found[name]
+    return table
+
+
+def _columns() -> list[str]:
+    controls = [f"{control}_{metric}" for control in CONTROLS for metric in REPORTED]
+    return [*REPORTED, "p_value", "place", "concepts", "shown", *controls]
+
+
+class _Layer:
+    """Units of a layer and the concepts that can be judged on the images."""
+
+    def __init__(self, values: np.ndarray, judge: Judge, seen: Tensor, top: float) -> None:
+        self.values, self.judge, self.seen, self.top = values, judge, seen, top
+        self.constant = np.ptp(values, axis=0) == 0 if len(values) else np.ones(values.shape[1], bool)
+        parts = [
+            self._pass(range(k, min(k + _CONCEPTS, len(judge.names))))
+            for k in range(0, len(judge.names), _CONCEPTS)
+        ]
+        self.shown, self.lacking = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        self.correlation = np.concatenate([part[2] for part in parts], 1)
+        self.usable = (self.shown >= FEWEST) & (self.lacking >= FEWEST)
+
+    def _pass(self, concepts: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images that show each concept and that do not, and its correlation with every unit, (D, k)."""
+        looked = self._look(np.array(concepts))
+        count = looked.clear.sum(1), (looked.known & ~looked.clear).sum(1)
+        whole = looked.known.all(1)
+        found = np.full((self.values.shape[1], len(concepts)), np.nan, np.float32)
+        found[:, whole] = _correlations(self.values, looked.graded[whole])
+        for k in np.flatnonzero(~whole & looked.known.any(1)):
+            known = looked.known[k]
+            found[:, [k]] = _correlations(self.values[known], looked.graded[[k]][:, known])
+        return *count, found
+
+    def _look(self, concepts: np.ndarray) -> _Looked:
+        index = torch.from_numpy(concepts)
+        graded = self.judge.presence.part(self.seen, index).numpy().T  # type: ignore[arg-type]
+        known = ~np.isnan(graded)
+        if self.judge.share is None:
+            return _Looked(graded, graded >= 0.5, known)
+        place = max(0, graded.shape[1] - max(1, round(self.judge.share * graded.shape[1])))
+        return _Looked(graded, graded >= np.partition(graded, place, axis=1)[:, [place]], known)
+
+    def places(self, labels: pd.Series) -> np.ndarray:
+        """Place of each label among the concepts, -1 where it is none of them."""
+        place = {_plain(name): k for k, name in enumerate(self.judge.names)}
+        return np.array([place.get(_plain(label), -1) for label in labels.fillna("").tolist()])
+
+    def reasons(self, labels: pd.Series, told: np.ndarray) -> list[str | None]:
+        """Why a unit's label is not scored, None where it is."""
+
+        def reason(unit: int, label: str | None, k: int) -> str | None:
+            if label is None:
+                return "no label"
+            if k < 0:
+                return "the label is no concept of the judge"
+            if self.constant[unit]:
+                return "the same value on every image"
+            if self.shown[k] < FEWEST:
+                return f"{self.shown[k]} images show it, fewer than {FEWEST}"
+            if self.lacking[k] < FEWEST:
+                return f"{self.lacking[k]} images do not show it, fewer than {FEWEST}"
+            return None
+
+        texts = [None if pd.isna(label) else str(label) for label in labels.tolist()]
+        return [
+            reason(unit, label, k) for unit, (label, k) in enumerate(zip(texts, told.tolist(), strict=True))
+        ]
+
+    def scores(
+        self, units: np.ndarray, own: np.ndarray, draws: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """Columns of the table for units with a label that can be scored."""
+        a, pool = Responses(self.values[:, units], self.top), np.flatnonzero(self.usable)
+        correlation = np.where(np.isnan(self.correlation), -1, self.correlation)[units]
+        best = pool[correlation[:, pool].mean(0).argmax()]
+        chosen = {
+            "constant": [np.full(len(units), best)],
+            "shuffled": [rng.permutation(own) for _ in range(draws)],
+            "random": [rng.choice(pool, len(units)) for _ in range(draws)],
+        }
+        found = self._measured(a, units, own, test=True)
+        for control, labels in chosen.items():
+            each = [self._measured(a, units, concepts) for concepts in labels]
+            found |= {f"{control}_{m}": np.mean([one[m] for one in each], 0) for m in REPORTED}
+        mine = correlation[np.arange(len(units)), own]
+        found["place"] = 1 + (correlation[:, pool] > mine[:, None]).sum(1)
+        found["concepts"], found["shown"] = np.full(len(units), len(pool)), self.shown[own]
+        return found
+
+    def _measured(
+        self, a: Responses, units: np.ndarray, concepts: np.ndarray, test: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Metrics of units, each for its concept, on the images where that is known."""
+        different, turn = np.unique(concepts, return_inverse=True)
+        looked = self._look(different)
+        found = _with_test(a, Shown(looked.graded[turn], looked.clear[turn]), test)
+        for k in np.flatnonzero(~looked.known.all(1)):
+            mine, known = turn == k, looked.known[k]
+            part = Responses(self.values[known][:, units[mine]], self.top)
+            shape = (int(mine.sum()), 1)
+            shown = Shown(np.tile(looked.graded[k, known], shape), np.tile(looked.clear[k, known], shape))
+            for name, value in _with_test(part, shown, test).items():
+                found[name][mine] = value
+        return found
+
+
+def _with_test(a: Responses, c: Shown, test: bool) -> dict[str, np.ndarray]:
+    return measure(a, c) | ({"p_value": p_values(a, c)} if test else {})
+
+
+def _plain(text: str) -> str:
+    return text.strip().casefold()
+
+
+def _correlations(values: np.ndarray, graded: np.ndarray) -> np.ndarray:
+    """Pearson's correlation of values (n, D) and presence (k, n), (D, k) float32; NaN of what is constant."""
+    parts = []
+    for rows in (values.T, graded):
+        rows = rows.astype(np.float32)
+        centred = rows - rows.mean(1, keepdims=True, dtype=np.float64).astype(np.float32)
+        length = np.linalg.norm(centred, axis=1, keepdims=True)
+        varies = np.ptp(rows, axis=1, keepdims=True) > 0
+        parts.append(
+            np.divide(centred, length, out=np.full_like(centred, np.nan), where=varies & (length > 0))
+        )
+    return parts[0] @ parts[1].T
+
+
+def discoveries(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with q_value: the p values of all units judged, corrected for their number.
+
+    Calling the labels of q at most .05 better than chance is wrong of 5 % of those calls at most, in
+    expectation (Benjamini & Hochberg, J. R. Stat. Soc. B 57, 1995).
+    """
+    q = pd.Series(np.nan, index=table.index)
+    tested = table["p_value"].notna()
+    if tested.any():
+        q[tested] = false_discovery_control(table.loc[tested, "p_value"].to_numpy())
+    return table.assign(q_value=q)
+
+
+def means(table: pd.DataFrame, metrics: Sequence[str] = REPORTED) -> pd.DataFrame:
+    """Means over units, with standard errors, beside those of the controls.
+
+    Args:
+        table: of :func:`judge_layer`, of one or several layers.
+
+    Returns:
+        A row for each metric of each layer, and of ``all`` where there are several: layer, metric, units; of
+        label, constant, shuffled and random the mean and, as ``label_error``, its standard error over units;
+        ahead and ahead_error, of the differences between a unit's label and the shuffled ones.
+    """
+    layers = [(str(layer), part) for layer, part in table.groupby("layer", sort=False)]
+    if len(layers) > 1:
+        layers.append(("all", table))
+    return pd.DataFrame([_row(layer, part, metric) for layer, part in layers for metric in metrics])
+
+
+def _row(layer: str, part: pd.DataFrame, metric: str) -> dict[str, object]:
+    scored = part.dropna(subset=[metric])
+    row: dict[str, object] = {"layer": layer, "metric": metric, "units": len(scored)}
+    for name in ("label", *CONTROLS):
+        column = scored[metric if name == "label" else f"{name}_{metric}"]
+        row |= {name: column.mean(), f"{name}_error": column.sem()}
+    ahead = scored[metric] - scored[f"shuffled_{metric}"]
+    return row | {"ahead": ahead.mean(), "ahead_error": ahead.sem()}

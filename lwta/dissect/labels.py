@@ -30,9 +30,15 @@ COLUMNS: dict[str, str] = {
         for name, kind in (("label", "string"), ("score", "float64"))
     },
     "reason": "string",  # why there is no label
+    # Of the label, on images that it was not chosen from, where it was judged (evaluate).
+    "held_out_correlation": "float64",
+    "held_out_auroc": "float64",
+    "held_out_q_value": "float64",  # of chance to be as good, corrected for the number of units
     "labeler": "string",
     "fingerprint": "string",  # of everything the label depends on
 }
+
+JUDGED = [name for name in COLUMNS if name.startswith("held_out")]
 
 EXEMPLARS: dict[str, str] = {
     "layer": "string",
@@ -137,6 +143,9 @@ def read_labels(folder: str | Path) -> Labels | None:
         identity, options, units = kept["identity"], kept["options"], kept["units"]
         if (exemplars.schema.metadata or {})[b"lwta"].decode() != digest(identity):
             raise ValueError("exemplars of other labels")
+        for name in JUDGED:  # tables of earlier versions lack these
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), pa.float64()))
         tables = [
             read.select(list(columns)).to_pandas().astype(columns)
             for read, columns in ((table, COLUMNS), (exemplars, EXEMPLARS))

@@ -141,7 +141,7 @@ class ClipLabeler:
             assert data.values is not None
             columns, presence = torch.tensor(units), data.presence
             values = _Values(data.values, data.seen, columns)
-            if len(data.seen) < len(data.values):
+            if not torch.equal(data.seen, torch.arange(len(data.values))):
                 presence = _Shown(presence, data.seen)
             return score(values, presence, negative=data.exemplars.negative[columns]), None
         if self.prior is None:

@@ -6,13 +6,15 @@ against.
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from lwta.dissect.evaluate import read_evaluation
+from lwta.dissect.evaluate import CONTROLS
+from lwta.dissect.evaluation import Evaluation, plus_minus, read_evaluation
 from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.report.pareto import draw_pareto
 from lwta.errors import InputError
@@ -44,6 +46,11 @@ def _judged(row: Row, column: str) -> str:
     return "" if math.isnan(row[column]) else _percent(row, column)
 
 
+def _held_out(row: Row, name: str) -> str:
+    mean = row[f"correlation_{name}"]
+    return "" if math.isnan(mean) else plus_minus(mean, row[f"correlation_{name}_error"])
+
+
 #: What each line of the table shows of a run.
 _LINES: dict[str, Callable[[Row], str]] = {
     "backbone": lambda r: r["backbone"],
@@ -64,10 +71,35 @@ _LINES: dict[str, Callable[[Row], str]] = {
     "images per second": lambda r: f"{r['images_per_second']:,.0f} on {r['device']}",
     "label score": _label_score,
     "units labelled": lambda r: f"{r['labelled_units']:,} of {r['label_units']:,}",
+    **{
+        f"correlation of {what}, other images": partial(_held_out, name=name)
+        for name, what in (
+            ("label", "labels"),
+            ("constant", "one label for all"),
+            ("shuffled", "labels shuffled"),
+            ("random", "random concepts"),
+        )
+    },
+    "labels better than chance, of those judged": lambda r: (
+        "" if math.isnan(r["discoveries"]) else f"{r['discoveries']:,.0f} of {r['judged_units']:,.0f}"
+    ),
     "true labels, of selective units": lambda r: _judged(r, "true_share"),
     "the same, labels shuffled": lambda r: _judged(r, "shuffled_share"),
     "selective units": lambda r: "" if math.isnan(r["true_share"]) else f"{r['selective_units']:,.0f}",
 }
+
+
+#: Titles of what needs an evaluation, and of what needs one against the truth.
+_OF_TRUTH = list(_LINES)[-3:]
+_OF_JUDGES = list(_LINES)[-8:-3]
+
+_MEANS = [f"{name}{end}" for name in ("label", *CONTROLS) for end in ("", "_error")]
+
+#: Columns that an evaluation fills.
+_JUDGED = [
+    *(f"correlation_{name}" for name in _MEANS),
+    *("discoveries", "judged_units", "true_share", "shuffled_share", "selective_units"),
+]
 
 
 def output_folder(out: str | None, first_run: str) -> Path:
@@ -93,9 +125,12 @@ def labels_to_compare(folder: Path, weights: str) -> Labels:
 def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     """Of a run's labels: columns of the comparison, and what they were made from.
 
-    The columns are ``label_score``, the mean over the ``labelled_units`` of all ``label_units``, and
-    ``true_share``, the share of true labels among the ``selective_units`` and with them shuffled, where these
-    labels were judged, else None.
+    The columns are ``label_score``, the mean over the ``labelled_units`` of all ``label_units``; and where
+    these
+    labels were judged (else None) the correlation of labels and of controls on other images, each with its
+    standard error, ``discoveries`` among the ``judged_units``, and ``true_share``, the share of true labels
+    among
+    the ``selective_units``, and with them shuffled.
 
     Raises:
         InputError: as :func:`labels_to_compare`.
@@ -108,18 +143,36 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
         "label_score": fmean(scores) if scores else math.nan,
         "labelled_units": len(scores),
         "label_units": len(labels),
-        "true_share": None if judged is None else judged.true_share,
-        "shuffled_share": None if judged is None else judged.shuffled_share,
-        "selective_units": None if judged is None else judged.selective,
+        **dict.fromkeys([*_JUDGED, "judge"]),
     }
+    if judged is not None:
+        row |= _judgement(judged)
     return row, identity
 
 
+def _judgement(judged: Evaluation) -> Row:
+    mean, truth = judged.mean("correlation"), judged.truth
+    row = {f"correlation_{name}": mean[name] for name in _MEANS} | {
+        "discoveries": judged.discoveries,
+        "judged_units": judged.scored,
+        "judge": f"{judged.judge} on {judged.probe}",
+    }
+    if truth is None:
+        return row
+    return row | {
+        "true_share": truth.true_share,
+        "shuffled_share": truth.shuffled_share,
+        "selective_units": truth.selective,
+    }
+
+
 def comparison_frame(rows: Iterable[Row]) -> pd.DataFrame:
-    """A comparison from the rows of its runs; what only the truth tells, only where some run has it."""
-    truth = ["true_share", "shuffled_share", "selective_units"]
-    comparison = pd.DataFrame(list(rows)).astype({"competitors": "float64"} | dict.fromkeys(truth, "float64"))
-    return comparison.drop(columns=truth if comparison["true_share"].isna().to_numpy().all() else [])
+    """A comparison from the rows of its runs; what only an evaluation tells, only where some run has it."""
+    comparison = pd.DataFrame(list(rows)).astype(
+        {"competitors": "float64"} | dict.fromkeys(_JUDGED, "float64")
+    )
+    unknown = [name for name in [*_JUDGED, "judge"] if comparison[name].isna().to_numpy().all()]
+    return comparison.drop(columns=unknown)
 
 
 def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> str:
@@ -134,12 +187,19 @@ def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) 
 
 def sentences(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> list[str]:
     """What must be said beside the table, and the paired tests; ``identities`` as :func:`comparison_text`."""
-    return [*_uncounted(comparison), *_labels_differ(identities), *_paired_tests(comparison)]
+    return [
+        *_uncounted(comparison),
+        *_labels_differ(identities),
+        *_judges_differ(comparison),
+        *_paired_tests(comparison),
+    ]
 
 
 def summaries(comparison: pd.DataFrame) -> list[list[tuple[str, str]]]:
     """Of each run, titles and values as the table shows them."""
-    lines = _LINES if "true_share" in comparison else dict(list(_LINES.items())[:-3])
+    left = [] if "true_share" in comparison else _OF_TRUTH
+    left = left if "judged_units" in comparison else [*_OF_JUDGES, *_OF_TRUTH]
+    lines = {title: show for title, show in _LINES.items() if title not in left}
     return [[(title, show(row)) for title, show in lines.items()] for row in comparison.to_dict("records")]
 
 
@@ -187,6 +247,13 @@ def _labels_differ(identities: list[dict[str, Any]]) -> list[str]:
     if not differing:
         return []
     return [f"label scores do not compare: the labels were made from different {', '.join(differing)}"]
+
+
+def _judges_differ(comparison: pd.DataFrame) -> list[str]:
+    judges = comparison["judge"].dropna().unique().tolist() if "judge" in comparison else []
+    if len(judges) < 2:
+        return []
+    return [f"correlations on other images do not compare: judged by {' / '.join(judges)}"]
 
 
 def _paired_tests(comparison: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lwta.dissect.evaluate import TruthScore
+from lwta.dissect.evaluation import Evaluation
 from lwta.dissect.explanation import Explanation
 from lwta.dissect.portrait import ClassUnits, Histogram
 
@@ -99,7 +99,7 @@ class Site(NamedTuple):
     Attributes:
         run: its name.
         summary: titles and values, as ``compare`` prints them.
-        score: of its labels, where the truth is known.
+        score: of its labels, where they were judged.
         layers: in the order of the network.
         table: the label table, all units of all layers.
         units: a page for each row of the table; taken one by one, so they need not exist at once.
@@ -110,7 +110,7 @@ class Site(NamedTuple):
 
     run: str
     summary: list[tuple[str, str]]
-    score: TruthScore | None
+    score: Evaluation | None
     layers: list[LayerPage]
     table: pd.DataFrame
     units: Iterable[UnitPage]

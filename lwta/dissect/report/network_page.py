@@ -2,11 +2,26 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from lwta.dissect.evaluate import RATE
+from lwta.dissect.evaluation import Evaluation, overview, sentences
 from lwta.dissect.report.contents import Site
 from lwta.dissect.report.page import ENVIRONMENT
 from lwta.dissect.report.references import References, rows
+
+
+class Judged(NamedTuple):
+    """An evaluation as the page shows it: column titles, rows of text, and sentences."""
+
+    titles: list[str]
+    rows: list[list[str]]
+    said: list[str]
+
+
+def _judged(found: Evaluation) -> Judged:
+    table = overview(found)
+    return Judged(list(table), table.to_numpy().tolist(), sentences(found))
 
 
 def render_network(site: Site, references: References, inputs: Sequence[str]) -> str:
@@ -21,7 +36,7 @@ def render_network(site: Site, references: References, inputs: Sequence[str]) ->
         run=site.run,
         root="",
         summary=site.summary,
-        score=site.score,
+        judged=None if site.score is None else _judged(site.score),
         layers=[
             (layer, None if math.isnan(layer.label_score) else layer.label_score) for layer in site.layers
         ],
@@ -37,15 +52,18 @@ def units_data(site: Site, references: References) -> dict[str, list[Any]]:
 
     Returns:
         ``layers``, pairs of name and folder, and ``rows``: place of the layer, unit, label, runner-up,
-        score, win rate, and what else is to be said of the unit.
+        score, correlation on other images, win rate, and what else is to be said of the unit.
     """
     place = {layer: k for k, layer in enumerate(references.folders)}
-    columns = ["layer", "unit", "label", "label_2", "score", "win_rate", "alive", "negative", "reason"]
+    columns = ["layer", "unit", "label", "label_2", "score", "held_out_correlation", "win_rate"]
+    columns += ["alive", "negative", "reason", "held_out_q_value"]
     return {
         "layers": list(references.folders.items()),
         "rows": [
-            [place[layer], unit, label, second, _short(score), _short(rate), _note(alive, negative, reason)]
-            for layer, unit, label, second, score, rate, alive, negative, reason in rows(site.table, columns)
+            [place[layer], unit, label, second, *map(_short, numbers), _note(*told)]
+            for (layer, unit, label, second, *numbers), told in (
+                (row[:7], row[7:]) for row in rows(site.table, columns)
+            )
         ],
     }
 
@@ -55,9 +73,12 @@ def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def _note(alive: bool, negative: bool, reason: str | None) -> str:
+def _note(alive: bool, negative: bool, reason: str | None, q_value: float | None) -> str:
     if reason is not None:
         return reason
     if not alive:
         return "never won"
-    return "fires mostly with negative values" if negative else ""
+    told = ["fires mostly with negative values"] if negative else []
+    return "; ".join(
+        [*told, *(["label no better than chance"] if q_value is not None and q_value > RATE else [])]
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from lwta.dissect.evaluate import RATE
 from lwta.dissect.labels import NEXT
 from lwta.dissect.portrait import Histogram
 from lwta.dissect.report.contents import Exemplar, LayerPage, UnitPage
@@ -67,6 +68,7 @@ def render_unit(
         rivals=[(references.unit(name, rival), share) for rival, share in page.rivals],
         pushes=[(text, references.class_page(text), value) for text, value in page.pushes],
         nearest=_nearest(page, references),
+        rate=RATE,
     )
 
 

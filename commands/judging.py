@@ -1,0 +1,163 @@
+"""What labels are judged on: images that none of them was chosen from, and what tells what these show."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from commands.options import JudgeOptions, LabelOptions
+from commands.probe import Probe
+from commands.question import Question
+from commands.sources import Source, content_hash, word_source
+from commands.subject import Subject
+from lwta.dissect.annotations import read_annotations
+from lwta.dissect.evaluate import FEWEST
+from lwta.dissect.labels import Labels
+from lwta.dissect.store import digest
+from lwta.dissect.words import WordList
+from lwta.errors import InputError
+from models.images import image_name
+from models.probes import probe_classes, share_images, split_back, true_presence
+from models.run import class_names
+from models.shapes import CONCEPTS, HELD_OUT
+
+
+class Opened(NamedTuple):
+    """A judge before the images are looked at.
+
+    Attributes:
+        source: opens its concepts for a probe set.
+        told: for the reader.
+        share: of :class:`lwta.dissect.evaluate.Judge`.
+        looked: int64, the images that it can tell of; None for all.
+        said: what the reader must know of it.
+    """
+
+    source: Source
+    told: str
+    share: float | None = None
+    looked: Tensor | None = None
+    said: str = ""
+
+
+class HeldOut(NamedTuple):
+    """Images that no label was chosen from.
+
+    Attributes:
+        spec: what they are called.
+        data: the images.
+    """
+
+    spec: str
+    data: Dataset
+
+
+def held_out(subject: Subject, known: Labels, probe: str | None) -> HeldOut:
+    """The images to judge on: those asked for, or else those that label kept back, other images of the
+    embedded world, or the run's test split.
+
+    Raises:
+        InputError: where labels were chosen from some of them, or there are none to take.
+    """
+    options = LabelOptions(**known.options)
+    spec = options.probe or "validate"
+    whole = subject.probe(spec, options.probe_args)
+    if probe is None and options.keep_back:
+        return HeldOut(f"the images of {spec} that label kept back", split_back(whole, options.keep_back)[1])
+    used = split_back(whole, options.keep_back)[0] if options.keep_back else whole
+    asked = probe or _other(subject, used)
+    if asked is None:
+        raise InputError(
+            f"labels were chosen from all of {spec}; name other images with --probe, or keep some back with "
+            "dissect.py label --keep_back 0.5"
+        )
+    data = subject.probe(asked, options.probe_args)
+    if share_images(used, data):
+        raise InputError(
+            f"labels were chosen from {spec}, which shares images with {asked}; name others with --probe, "
+            "or keep "
+            "some back with dissect.py label --keep_back 0.5"
+        )
+    return HeldOut(asked, data)
+
+
+def _other(subject: Subject, used: Dataset) -> str | None:
+    """Other images of a run's data than those that labels were chosen from."""
+    if subject.run is None:
+        return None
+    asked = HELD_OUT if subject.run.data.config["name"] == "shapes" else "test"
+    return None if share_images(used, subject.probe(asked)) else asked
+
+
+def open_judge(
+    subject: Subject, probe: Probe, options: JudgeOptions, asked: Question, force: bool = False
+) -> Opened:
+    """What tells which of the held-out images show a concept.
+
+    Args:
+        subject: whose classes may be the concepts.
+        probe: the held-out images.
+        options: what was asked for.
+        asked: the question that the labels answer.
+        force: make embeddings of words anew.
+    """
+    if options.annotations and options.judge:
+        raise InputError("give either annotations or a judge: each says by itself what the images show")
+    if not 0 < options.shown < 1:
+        raise InputError(f"shown is a share of the images, between 0 and 1, and {options.shown:g} is not")
+    if options.judge:
+        return _clip(subject, probe, options, asked, force)
+    if options.judge_tag or options.judge_templates != "{}":
+        raise InputError("judge_tag and judge_templates are of a --judge; name it")
+    if options.annotations:
+        return _annotated(probe, options.annotations)
+    words = {name.casefold() for name in asked.source.names}
+    presence = true_presence(probe.data)
+    if presence is not None:
+        source = Source(CONCEPTS, {"concepts": "factors"}, images=presence.numpy())
+        return Opened(source, "the factors of the embedded world")
+    classes = class_names(subject.run) if probe.own and subject.run else probe_classes(probe.data) or []
+    if len(classes) >= 2 and words <= {name.casefold() for name in classes}:
+        return Opened(
+            Source(classes, {"concepts": f"classes {digest({'names': classes})}"}), "the images' classes"
+        )
+    raise InputError(
+        f"nothing tells which of the images show {asked.source.names[0]!r} and the other concepts; give a "
+        "table with "
+        "--annotations, or another CLIP than the labels' with --judge"
+    )
+
+
+def _annotated(probe: Probe, path: str) -> Opened:
+    names = [image_name(probe.data, i) for i in range(len(probe))]
+    found = read_annotations(path, names)
+    looked = ~np.isnan(found.presence).all(1)
+    if looked.sum() < 2 * FEWEST:
+        raise InputError(
+            f"{path} tells of {int(looked.sum())} of the {len(names)} images, too few to judge by; annotate "
+            "more"
+        )
+    told = digest({"names": found.names, "values": content_hash(found.presence)})
+    missing = [name for name, there in zip(names, looked, strict=True) if not there]
+    said = f"left out {len(missing)} images without annotation, such as {missing[0]}" if missing else ""
+    source = Source(found.names, {"concepts": told}, images=found.presence)
+    return Opened(source, f"the annotations of {path}", None, torch.from_numpy(np.flatnonzero(looked)), said)
+
+
+def _clip(subject: Subject, probe: Probe, options: JudgeOptions, asked: Question, force: bool) -> Opened:
+    words = WordList(asked.source.names, 0, 0)
+    labels = LabelOptions(tag=options.judge_tag, templates=options.judge_templates)
+    source = word_source(words, probe, labels, options.judge, asked.cache, force, subject.device)
+    assert source.encoder is not None
+    return Opened(source, f"the CLIP {source.encoder.name}", options.shown)
+
+
+def same_clip(judge: Source, asked: Source) -> bool:
+    """Whether a judge's words were embedded by the model that chose the labels."""
+
+    def weights(source: Source) -> str:
+        return str(source.identity.get("clip", "")).rpartition(" ")[2]
+
+    return bool(weights(judge)) and weights(judge) == weights(asked)

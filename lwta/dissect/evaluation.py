@@ -1,0 +1,171 @@
+"""What an evaluation found, as it is kept beside the labels: ``evaluation.json`` and ``evaluation.csv``."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from lwta.dissect.evaluate import CONTROLS, RATE
+from lwta.dissect.final_layer import ClassScore
+from lwta.dissect.metrics import REPORTED
+from lwta.dissect.store import write_whole
+from lwta.dissect.truth import PairScore, TruthScore
+from lwta.errors import InputError
+
+#: Of a mean: itself and its standard error.
+COLUMNS = [name for kind in ("label", *CONTROLS, "ahead") for name in (kind, f"{kind}_error")]
+
+
+class Evaluation(NamedTuple):
+    """How good labels are.
+
+    Attributes:
+        labels: identity of the labels, so that the scores are never shown beside others.
+        judge: what told which images show a concept, and whether that also chose the labels (``circular``).
+        circular: see judge.
+        probe: the images judged on.
+        images: how many.
+        units: D over all layers.
+        scored: units whose label was judged.
+        unscored: reason -> units.
+        discoveries: units whose label is better than chance, at a false discovery rate of .05.
+        means: a row for each metric of each layer, of :func:`lwta.dissect.evaluate.means`.
+        kept_images, kept_concepts: share of labels that stay when these are drawn anew; None where not tried.
+        truth, pairs: where the concepts of the images are known by construction.
+        classes: of a layer whose units are classes.
+    """
+
+    labels: dict[str, Any]
+    judge: str
+    circular: bool
+    probe: str
+    images: int
+    units: int
+    scored: int
+    unscored: dict[str, int]
+    discoveries: int
+    means: list[dict[str, Any]]
+    kept_images: float | None = None
+    kept_concepts: float | None = None
+    truth: TruthScore | None = None
+    pairs: PairScore | None = None
+    classes: ClassScore | None = None
+
+    def mean(self, metric: str) -> dict[str, Any]:
+        """The row of :attr:`means` of a metric over all layers."""
+        return [row for row in self.means if row["metric"] == metric][-1]
+
+
+_PARTS = {"truth": TruthScore, "pairs": PairScore, "classes": ClassScore}
+
+
+def write_evaluation(folder: Path, found: Evaluation, table: pd.DataFrame) -> list[Path]:
+    """Write ``evaluation.csv``, a row for each unit, and ``evaluation.json``, each whole or not at all."""
+    told = found._asdict()
+    told |= {name: told[name]._asdict() for name in _PARTS if told[name] is not None}
+    paths = [folder / "evaluation.csv", folder / "evaluation.json"]
+    write_whole(paths[0], lambda part: table.to_csv(part, index=False))
+    write_whole(paths[1], lambda part: part.write_text(json.dumps(_plain(told), indent=1), encoding="utf-8"))
+    return paths
+
+
+def _plain(value: Any) -> Any:
+    """NaN is no JSON; what is missing is null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def read_evaluation(folder: str | Path, labels: dict[str, Any]) -> Evaluation | None:
+    """The evaluation of a folder's labels, or None where these labels were not judged.
+
+    Raises:
+        InputError: where the file cannot be read.
+    """
+    path = Path(folder) / "evaluation.json"
+    if not path.is_file():
+        return None
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if held["labels"] != labels:
+            return None
+        found = Evaluation(**held)
+        parts = {
+            name: kind(**_floats(held[name], kind)) for name, kind in _PARTS.items() if held[name] is not None
+        }
+        _check(found)
+        return found._replace(means=[_row(row) for row in found.means], **parts)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read; make it anew with dissect.py evaluate --run {folder}"
+        ) from error
+
+
+def _floats(held: dict[str, Any], kind: Any) -> dict[str, Any]:
+    """Fields of a score, missing numbers as NaN and the others of their type."""
+    types = kind.__annotations__
+    return {k: math.nan if v is None and types[k] is float else types[k](v) for k, v in held.items()}
+
+
+def _row(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {name: math.nan if row[name] is None else float(row[name]) for name in COLUMNS}
+
+
+def _check(found: Evaluation) -> None:
+    if {row["metric"] for row in found.means} != set(REPORTED) or not isinstance(found.judge, str):
+        raise ValueError("an evaluation of other metrics")
+
+
+def sentences(found: Evaluation) -> list[str]:
+    """What an evaluation found, for the reader; beside the table of :func:`overview`."""
+    circular = " (circular: it also chose the labels)" if found.circular else ""
+    said = [
+        f"{found.scored:,} of {found.units:,} units have a label that {found.judge}{circular} can judge "
+        f"on the {found.images:,} images of {found.probe}, from which no label was chosen",
+        f"{found.discoveries:,} of those labels are better than chance, at a false discovery rate of "
+        f"{RATE:g}",
+    ]
+    if found.unscored:
+        said.append(
+            "not judged: " + "; ".join(f"{n:,} units, {reason}" for reason, n in found.unscored.items())
+        )
+    if found.kept_images is not None and not math.isnan(found.kept_images):
+        said.append(
+            f"a label stays the same in {100 * found.kept_images:.0f} % of draws of other images, and in "
+            f"{100 * (found.kept_concepts or 0):.0f} % of draws of other concepts that hold it"
+        )
+    return said + [str(part) for part in (found.truth, found.pairs, found.classes) if part is not None]
+
+
+def overview(found: Evaluation) -> pd.DataFrame:
+    """Means of the labels beside those of the controls, as text: a row for each metric over all layers, then
+    one for the correlation of each layer."""
+    layers = [row for row in found.means if row["metric"] == REPORTED[0]]
+    rows = [found.mean(metric) | {"of": metric} for metric in REPORTED]
+    if len(layers) > 1:
+        rows += [row | {"of": f"{REPORTED[0]}, {row['layer']}"} for row in layers if row["layer"] != "all"]
+    return pd.DataFrame(
+        {
+            "metric": [row["of"] for row in rows],
+            "units": [f"{row['units']:,}" for row in rows],
+            **{
+                name: [plus_minus(row[name], row[f"{name}_error"]) for row in rows]
+                for name in ("label", *CONTROLS)
+            },
+        }
+    )
+
+
+def plus_minus(mean: float, error: float) -> str:
+    """A mean with its standard error.
+
+    >>> plus_minus(0.1234, 0.0056), plus_minus(0.5, math.nan), plus_minus(math.nan, math.nan)
+    ('0.123 ± 0.006', '0.500', 'none')
+    """
+    if math.isnan(mean):
+        return "none"
+    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")

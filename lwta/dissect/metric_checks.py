@@ -1,0 +1,80 @@
+"""Two checks that a metric of labels must pass: it falls when positives are missing, and when false ones
+come.
+
+A unit that responds to its concept exactly is judged by a concept of which half the positives were taken away
+(a label too narrow), and by one with as many false ones added (a label too broad). A metric that does not
+fall cannot tell such labels from the right one. Source: NeuronEval, arXiv 2506.05774, sections 4 and 5.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lwta.dissect.metrics import METRICS, Responses, Shown, measure
+from lwta.errors import InputError
+
+FREQUENCIES = (0.499, 0.1, 0.01, 0.001)
+_LEAST = 0.001  # of the metric's range, that it must fall by
+_MOSTLY = 0.9  # of the draws in which it must
+
+
+def check_metrics(
+    frequencies: Sequence[float] = FREQUENCIES, images: int = 100_000, draws: int = 20, seed: int = 0
+) -> pd.DataFrame:
+    """Try every metric on concepts of given frequencies.
+
+    Args:
+        frequencies: shares of the images that show a concept.
+        images: N.
+        draws: of missing and of false positives, at each frequency.
+        seed: of those.
+
+    Returns:
+        A row for each metric and frequency: metric, frequency, exact (its value for the right concept);
+        missing and extra, the mean change over the metric's range; missing_falls and extra_falls, the share
+        of draws in which it fell by more than .001 of the range; passes, both at least .9.
+
+    Raises:
+        InputError: a frequency outside (0, .5], or of fewer than two images.
+    """
+    for share in frequencies:
+        if not (0 < share <= 0.5 and share * images >= 2):
+            raise InputError(
+                f"the frequency {share:g} of {images:,} images leaves no half to take away or no room to "
+                "double; it "
+                "lies above 0 and up to .5, with at least two images"
+            )
+    rows = []
+    for share in frequencies:
+        rng = np.random.default_rng(seed)
+        concept = np.zeros((1, images), bool)
+        concept[0, : round(share * images)] = True
+        unit = Responses(concept.T.astype(np.float32))
+        kinds: dict[str, Callable[[], np.ndarray]] = {
+            "missing": lambda: concept & (rng.random(concept.shape) < 0.5),  # noqa: B023
+            "extra": lambda: concept | (rng.random(concept.shape) < share / (1 - share)),  # noqa: B023
+        }
+        exact = _values(unit, concept)
+        changed = {kind: [_values(unit, make()) for _ in range(draws)] for kind, make in kinds.items()}
+        rows += [
+            _row(name, share, exact[name], {k: [d[name] for d in v] for k, v in changed.items()})
+            for name in METRICS
+        ]
+    return pd.DataFrame(rows).sort_values(["metric", "frequency"], ascending=[True, False], kind="stable")
+
+
+def _values(unit: Responses, concept: np.ndarray) -> dict[str, float]:
+    found = measure(unit, Shown(concept.astype(np.float32), concept), list(METRICS))
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def _row(name: str, share: float, exact: float, changed: dict[str, list[float]]) -> dict[str, object]:
+    low, high = METRICS[name].range or (
+        min(exact, *map(min, changed.values())), max(exact, *map(max, changed.values()))
+    )  # fmt: skip
+    row: dict[str, object] = {"metric": name, "frequency": share, "exact": exact}
+    for kind, values in changed.items():
+        change = (np.array(values) - exact) / ((high - low) or 1.0)
+        row |= {kind: change.mean(), f"{kind}_falls": (change < -_LEAST).mean()}
+    return row | {"passes": all(row[f"{kind}_falls"] >= _MOSTLY for kind in changed)}  # type: ignore[operator]

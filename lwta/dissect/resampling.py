@@ -1,0 +1,102 @@
+"""How stable labels are: whether a unit keeps its label when images or concepts are drawn anew."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lwta.dissect.labelers import LayerData
+from lwta.dissect.labelers.clip import ClipLabeler
+from lwta.dissect.presence import Presence
+
+
+class _Chosen:
+    """Presence of some of the concepts, numbered anew."""
+
+    def __init__(self, presence: Presence, concepts: Tensor) -> None:
+        self.presence, self.concepts = presence, concepts
+        self.shape = (presence.shape[0], len(concepts))
+
+    def part(
+        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+    ) -> Tensor:
+        return self.presence.part(images, self.concepts[concepts], device)
+
+
+def kept_labels(
+    labeler: ClipLabeler, data: LayerData, labels: pd.Series, times: int, seed: int = 0
+) -> pd.DataFrame:
+    """Share of resamples in which each unit keeps its label.
+
+    - ``images``: as many probe images drawn with replacement. Of similarities that look at exemplars alone,
+      an exemplar counts as often as its image was drawn, and images beyond the exemplars kept do not move up.
+    - ``concepts``: as many concepts drawn with replacement, that is some 63 % of them; of the draws that hold
+      the unit's label.
+
+    Args:
+        labeler: that chose the labels.
+        data: of the layer, as it was told the labeler.
+        labels: of all units, in order; missing where there is none.
+        times: resamples of each kind.
+        seed: of the draws.
+
+    Returns:
+        Columns ``kept_images`` and ``kept_concepts``; NaN for units without a label, and for those whose
+        label
+        no draw holds.
+    """
+    generator = np.random.default_rng(seed)
+    told, mine = labels.notna().to_numpy(), _texts(labels)
+    kept, held = np.zeros((2, len(labels))), np.zeros((2, len(labels)))
+    plain = _alone(labeler, labeler.names)
+    for _ in range(times):
+        counts = generator.multinomial(len(data.seen), np.full(len(data.seen), 1 / max(1, len(data.seen))))
+        found = plain.label(_redrawn(data, torch.from_numpy(counts)))["label"]
+        kept[0] += (_texts(found) == mine) & told
+        held[0] += told
+        drawn = np.unique(generator.integers(len(labeler.names), size=len(labeler.names)))
+        if len(drawn) < 2:
+            continue
+        names = [labeler.names[k] for k in drawn]
+        chosen = data._replace(presence=_Chosen(data.presence, torch.from_numpy(drawn)))
+        found = _alone(labeler, names).label(chosen)["label"]
+        there = np.isin(mine, names) & told
+        kept[1] += (_texts(found) == mine) & there
+        held[1] += there
+    shares = np.divide(kept, held, out=np.full_like(kept, np.nan), where=held > 0)
+    return pd.DataFrame({"kept_images": shares[0], "kept_concepts": shares[1]})
+
+
+def _texts(labels: pd.Series) -> np.ndarray:
+    return labels.fillna("").to_numpy(dtype=str)
+
+
+def _alone(labeler: ClipLabeler, names: list[str]) -> ClipLabeler:
+    """The labeler over other words, without the priors kept of the whole."""
+    similarity = labeler.name.removeprefix("clip ")
+    return ClipLabeler(names, similarity, labeler.prior, device=labeler.device)
+
+
+def _redrawn(data: LayerData, counts: Tensor) -> LayerData:
+    """A layer as if each image it was seen on had been there ``counts`` times; wins stay as they were."""
+    seen = data.seen.repeat_interleave(counts)
+    if data.values is not None:
+        return data._replace(seen=seen)
+    e, held = data.evidence, data.exemplars.images
+    times = torch.zeros(int(max(held.max(), data.seen.max())) + 1, dtype=torch.long)
+    times[data.seen] = counts
+    listed = torch.where(held >= 0, times[held.clamp_min(0)], 0).T.contiguous()  # (D, k)
+    unit = torch.arange(len(listed)).repeat_interleave(listed.sum(1))
+    begins = torch.cat([torch.zeros(1, dtype=torch.long), listed.sum(1).cumsum(0)])
+    rank = torch.arange(len(unit)) - begins[unit]
+    room = rank < len(held)
+
+    def drawn(parts: Tensor, empty: int) -> Tensor:
+        every = parts.T.flatten().repeat_interleave(listed.flatten())
+        return torch.full_like(parts, empty).index_put_((rank[room], unit[room]), every[room])
+
+    return data._replace(
+        seen=seen, evidence=replace(e, images=drawn(e.images, -1), values=drawn(e.values, 0))
+    )

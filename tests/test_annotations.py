@@ -1,0 +1,137 @@
+"""Tables of annotations, wide and long, as CUB and Broden give them and as people write them."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lwta.dissect.annotations import read_annotations
+from lwta.errors import InputError
+
+IMAGES = ["a.png", "b.png", "c.png"]
+NAN = np.nan
+
+
+def written(folder, table, suffix=".csv"):
+    path = folder / f"table{suffix}"
+    frame = pd.DataFrame(table)
+    frame.to_csv(path, index=False) if suffix == ".csv" else frame.to_parquet(path, index=False)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_wide_table_is_matched_by_name_whatever_its_order(tmp_path, suffix):
+    table = {"image": ["c.png", "x.png", "a.png"], "red": [1, 0, 0], " big ": [0.25, 1, NAN]}
+    found = read_annotations(written(tmp_path, table, suffix), IMAGES)
+    assert found.names == ["red", "big"]
+    assert found.missing == ["b.png"]
+    assert found.presence.dtype == np.float32
+    np.testing.assert_array_equal(found.presence, np.array([[0, NAN], [NAN, NAN], [1, 0.25]], np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_long_table_of_what_is_shown_says_that_the_rest_is_not(tmp_path, suffix):
+    table = {"image": ["a.png", "a.png", "c.png", "x.png"], "concept": ["red", "big", "big", "red"]}
+    found = read_annotations(written(tmp_path, table, suffix), IMAGES)
+    assert sorted(found.names) == ["big", "red"]
+    presence = pd.DataFrame(found.presence, IMAGES, found.names)
+    assert presence["red"].fillna(-1).tolist() == [1, -1, 0]
+    assert presence["big"].fillna(-1).tolist() == [1, -1, 1]
+    assert found.missing == ["b.png"]
+
+
+def test_an_image_that_shows_nothing_was_looked_at(tmp_path):
+    table = {"image": ["a.png", "b.png", "c.png"], "concept": ["red", None, None]}
+    found = read_annotations(written(tmp_path, table), IMAGES)
+    assert found.presence[:, 0].tolist() == [1, 0, 0]
+    assert found.missing == []
+
+
+def test_a_long_table_with_presence_leaves_unknown_what_it_does_not_list(tmp_path):
+    table = {"image": ["a.png", "a.png", "b.png"], "concept": ["red", "big", "red"], "present": [1, 0, 0.5]}
+    found = read_annotations(written(tmp_path, table), IMAGES)
+    presence = pd.DataFrame(found.presence, IMAGES, found.names)
+    assert presence["red"].fillna(-1).tolist() == [1, 0.5, -1]
+    assert presence["big"].fillna(-1).tolist() == [0, -1, -1]
+
+
+def test_images_without_names_go_by_their_numbers(tmp_path):
+    found = read_annotations(written(tmp_path, {"image": [2, 0], "red": [1, 0]}), ["0", "1", "2"])
+    assert found.missing == ["1"]
+    assert found.presence[[0, 2], 0].tolist() == [0, 1]
+
+
+def test_attributes_of_cub_as_the_documentation_reads_them(tmp_path):
+    """CUB-200-2011: images.txt, attributes.txt and image_attribute_labels.txt, made of numbers and blanks."""
+    (tmp_path / "images.txt").write_text("1 001.Ibis/one.jpg\n2 001.Ibis/two.jpg\n")
+    (tmp_path / "attributes.txt").write_text("1 has_bill_shape::hooked\n2 has_wing_color::blue\n")
+    labels = "1 1 1 3 27.7\n1 2 0 3 27.7\n2 1 0 4 5.2\n2 2 1 1 5.2\n"
+    (tmp_path / "labels.txt").write_text(labels)
+    images = pd.read_csv(tmp_path / "images.txt", sep=" ", names=["number", "image"])
+    concepts = pd.read_csv(tmp_path / "attributes.txt", sep=" ", names=["attribute", "concept"])
+    told = pd.read_csv(
+        tmp_path / "labels.txt", sep=" ", names=["number", "attribute", "present"], usecols=[0, 1, 2]
+    )
+    table = told.merge(images).merge(concepts)[["image", "concept", "present"]]
+    found = read_annotations(written(tmp_path, table, ".parquet"), ["001.Ibis/one.jpg", "001.Ibis/two.jpg"])
+    presence = pd.DataFrame(found.presence, columns=found.names)
+    assert presence["has_bill_shape::hooked"].tolist() == [1, 0]
+    assert presence["has_wing_color::blue"].tolist() == [0, 1]
+
+
+def test_scenes_and_textures_of_broden_as_the_documentation_reads_them(tmp_path):
+    """Broden: index.csv with a column of numbers for each category of whole images, label.csv with names."""
+    index = "image,split,scene,texture\na.jpg,train,2,\nb.jpg,val,,1;2\n"
+    (tmp_path / "index.csv").write_text(index)
+    (tmp_path / "label.csv").write_text("number,name,category\n1,striped,texture(1)\n2,dotted,texture(2)\n")
+    names = pd.read_csv(tmp_path / "label.csv").set_index("number")["name"]
+    table = pd.read_csv(tmp_path / "index.csv", dtype=str)[["image", "texture"]]
+    table = table.assign(concept=table["texture"].str.split(";")).explode("concept", ignore_index=True)[
+        ["image", "concept"]
+    ]
+    table["concept"] = table["concept"].dropna().astype(int).map(names)
+    found = read_annotations(written(tmp_path, table), ["a.jpg", "b.jpg"])
+    presence = pd.DataFrame(found.presence, columns=found.names)
+    assert presence["striped"].tolist() == presence["dotted"].tolist() == [0, 1]
+
+
+WIDE = {"image": ["a.png", "b.png"], "red": [1, 0]}
+
+
+A = {"image": ["a.png"]}
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({"red": [1]}, "has no column 'image'; it has red"),
+        (
+            {"image": ["x.png"], "red": [1]},
+            "names none of the 3 images: it tells of 'x.png', and the first image",
+        ),
+        ({"image": ["a.png", "a.png"], "red": [1, 0]}, "lists the image 'a.png' twice"),
+        (A | {"red": ["yes"]}, "the column 'red' of .* is no presence, 0 to 1"),
+        (A | {"red": [2]}, r"the presence of 'red' in .* is 2; it lies in \[0, 1\]"),
+        (A | {"red": [-0.5]}, "is -0.5; it lies in"),
+        (A | {"red": [np.inf]}, "is inf; it lies in"),
+        (A, "has no column but 'image'"),
+        (A | {"red": [1], "red ": [1]}, "names the concept 'red' twice"),
+        ({"image": ["a.png"] * 2, "concept": ["red"] * 2}, "lists 'red' twice for the image 'a.png'"),
+        (A | {"concept": ["red"], "time": [3]}, "the column 'time' beside image, concept and present"),
+        (A | {"concept": ["red"], "present": ["y"]}, "holds something else than numbers from 0 to 1"),
+        (A | {"concept": ["red"], "present": [3]}, "the presence of 'red' in .* is 3"),
+        ({"image": [], "red": []}, "holds no row"),
+    ],
+)
+def test_a_table_that_says_nothing_clear_is_refused_by_one_sentence(tmp_path, table, sentence):
+    with pytest.raises(InputError, match=sentence):
+        read_annotations(written(tmp_path, table), IMAGES)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    with pytest.raises(InputError, match="there is no table of annotations"):
+        read_annotations(tmp_path / "none.csv", IMAGES)
+    with pytest.raises(InputError, match="it ends in .csv or .parquet"):
+        read_annotations(tmp_path / "none.txt", IMAGES)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match="cannot be read .*; is it whole"):
+        read_annotations(tmp_path / "broken.parquet", IMAGES)
