@@ -16,6 +16,7 @@ from commands.export import export
 from commands.find import find
 from commands.fire import fire
 from commands.label import label
+from commands.metrics import metrics
 from commands.options import EvidenceOptions, JudgeOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.push import push
 from commands.report import report
@@ -66,6 +67,7 @@ COMMANDS = {
     ),
     "fire": Command(fire, ("network",), "which units fired on each image of a set"),
     "evaluate": Command(evaluate, ("network", "judge", "run"), "how good the labels are, beside controls"),
+    "metrics": Command(metrics, (), "which metrics of labels notice missing and false positives"),
     "report": Command(
         report,
         ("network",),

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import nn
 
 from lwta.dissect.explanation import Explanation, FiredUnit, LayerExplanation
+from lwta.dissect.report.comparison import JUDGEMENT
 from models.activity import Activity
 from models.compare import describe
 from models.judge import Judged
@@ -65,7 +66,7 @@ def describe_columns() -> dict[str, object]:
     )
     seen = judged(torch.tensor([True]))
     labels = {"label_score": math.nan, "labelled_units": 0, "label_units": 24}
-    labels |= dict.fromkeys(("true_share", "shuffled_share", "selective_units"))
+    labels |= dict.fromkeys(JUDGEMENT)
     speed = {"images_per_second": 1.0, "device": "cpu"}
     return describe(SimpleNamespace(model=model, weights="w"), seen, seen) | speed | labels  # type: ignore
 

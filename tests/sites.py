@@ -5,7 +5,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from lwta.dissect.labels import COLUMNS
+from lwta.dissect.labels import COLUMNS, JUDGED
 from lwta.dissect.portrait import ClassUnits, Histogram
 from lwta.dissect.report import (
     ClassPage,
@@ -36,6 +36,8 @@ def rows(layers, label="grass"):
         "alive": False, "wins": 0, "win_rate": 0.0, "label": None, "score": None, "label_2": None,
         "score_2": None, "reason": "never won",
     }  # fmt: skip
+    found[0] |= dict(zip(JUDGED, (0.375, 0.75, 0.004), strict=True))
+    found[1] |= dict(zip(JUDGED, (-0.0625, 0.5, 0.6), strict=True))
     return pd.DataFrame(found, columns=list(COLUMNS)).astype(COLUMNS)
 
 

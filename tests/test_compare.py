@@ -11,12 +11,14 @@ from PIL import Image
 
 import dissect
 import train
-from lwta.dissect.evaluate import TruthScore, write_evaluation
+from lwta.dissect.evaluation import write_evaluation
 from lwta.dissect.labels import read_labels
-from lwta.dissect.report.comparison import comparison_frame, comparison_text, write_comparison
+from lwta.dissect.report.comparison import JUDGEMENT, comparison_frame, comparison_text, write_comparison
+from lwta.dissect.truth import TruthScore
 from models.run import load_run
 from tests.comparing import compare_args, line, numbers, row, set_data
 from tests.conftest import SPLITS, refused
+from tests.judgements import FOUND
 from tests.test_train import rows
 
 
@@ -121,22 +123,44 @@ def test_true_labels_are_shown_where_these_labels_of_a_run_were_judged(runs, cap
     labels = read_labels(runs[0])
     assert labels is not None
     for run in runs:  # the other run's labels are not those that were judged
-        write_evaluation(run, TruthScore(1_040, 16, 0.375, 0.1), "other images", labels.identity)
+        found = FOUND._replace(labels=labels.identity, truth=TruthScore(1_040, 16, 0.375, 0.1, 0.9))
+        write_evaluation(run, found, pd.DataFrame())
     dissect.main(compare_args(runs))
     said = capsys.readouterr().out
     assert line(said, "true labels, of selective units") == ["37.50 %"]
     assert line(said, "the same, labels shuffled") == ["10.00 %"]
     assert line(said, "selective units") == ["1,040"]
+    assert line(said, "correlation of labels, other images") == ["0.450 ± 0.010"]
+    assert line(said, "correlation of random concepts, other images") == ["0.150 ± 0.040"]
+    assert line(said, "labels better than chance, of those judged") == ["7 of 9"]
     found = numbers(runs[0].parent)
     assert found["true_share"].fillna(-1).tolist() == [0.375, -1]
     assert found["shuffled_share"].fillna(-1).tolist() == [0.1, -1]
     assert found["selective_units"].fillna(-1).tolist() == [1_040, -1]
+    assert found["correlation_shuffled"].fillna(-1).tolist() == pytest.approx([0.25, -1])
+    assert found["judge"].fillna("").tolist() == ["the factors of the embedded world on validation[5:9]", ""]
     (runs[0] / "evaluation.json").unlink()
     dissect.main(compare_args(runs))
-    assert not {"true_share", "shuffled_share", "selective_units"} & set(numbers(runs[0].parent))
-    assert "selective" not in capsys.readouterr().out
+    assert not set(JUDGEMENT) & set(numbers(runs[0].parent))
+    said = capsys.readouterr().out
+    assert "selective" not in said
+    assert "other images" not in said
     (runs[0] / "evaluation.json").write_text("{}")
     assert "evaluation.json cannot be read" in refused(dissect.main, compare_args(runs))
+
+
+def test_labels_judged_by_others_are_said_not_to_compare(runs, capsys):
+    for run, judge in zip(runs, ("annotations", "another CLIP"), strict=True):
+        labels = read_labels(run)
+        assert labels is not None
+        write_evaluation(run, FOUND._replace(labels=labels.identity, judge=judge), pd.DataFrame())
+    dissect.main(compare_args(runs))
+    said = capsys.readouterr().out
+    assert (
+        "correlations on other images do not compare: judged by annotations on validation[5:9] / "
+        "another CLIP on validation[5:9]\n" in said
+    )
+    assert "selective" not in said  # judged, and the truth is not known
 
 
 def test_labels_made_differently_are_said_not_to_compare(runs, capsys):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import commands.report
 import dissect
-from lwta.dissect.evaluate import read_evaluation
+from lwta.dissect.evaluation import read_evaluation, sentences
 from lwta.dissect.labels import Labels, read_labels
 from lwta.dissect.report import site
 from models.run import load_run
@@ -46,7 +46,7 @@ def reported(shapes_run, tmp_path_factory):
     run = Path(shutil.copytree(shapes_run, tmp_path_factory.mktemp("runs") / "a & b"))
     with contextlib.redirect_stdout(io.StringIO()):
         dissect.main(["label", f"--run={run}", "--probe=train"])
-        dissect.main(["evaluate", f"--run={run}", "--split=validation[500:700]"])
+        dissect.main(["evaluate", f"--run={run}", "--probe=validation[500:700]", "--resamples=1"])
     with contextlib.redirect_stdout(io.StringIO()) as said:
         dissect.main(["report", f"--run={run}"])
     labels = read_labels(run)
@@ -76,8 +76,9 @@ def test_the_page_shows_what_the_table_says(reported):
         assert f"{title} {value}" in page.text
     score = read_evaluation(reported.run, reported.labels.identity)
     assert score is not None
-    assert f"Labels against the truth: {score}." in page.text
-    assert f"true labels, of selective units {100 * score.true_share:.2f} %" in page.text
+    assert score.truth is not None
+    assert " ".join(sentences(score)).replace("-", MINUS) in page.text.replace("-", MINUS)
+    assert f"true labels, of selective units {100 * score.truth.true_share:.2f} %" in page.text
     assert reported.said.endswith(f"page: {reported.run / 'report' / 'index.html'}\n")
     assert page.text.startswith("a & b a & b Layers")
 
@@ -107,12 +108,17 @@ def test_each_unit_is_shown_with_the_images_on_which_it_won_hardest(reported):
     best = table.nlargest(3, "score").to_dict("records")
     for row in best:
         page = reported.pages[f"units/blocks.0.mlp.act/{row['unit']}.html"]
-        assert page.text.split(" Images on")[0].endswith(
+        shown = page.text.split(" Images on")[0].split(" on other images its label")[0]
+        assert shown.endswith(
             f"{row['label']} or {row['label_2']} unit {row['unit']} of blocks.0.mlp.act "
             f"block {row['block']}, the units {24 * row['block']} to {24 * row['block'] + 23}, "
             f"of which one fires at a position fired on {row['wins']} probe images, "
             f"{100 * row['win_rate']:.2f} %, at the class token"
         )
+        judged = f"its label correlates with it by {row['held_out_correlation']:.3f} and has an AUROC of"
+        told = f"{judged} {row['held_out_auroc']:.3f} on images that it was not chosen from; "
+        assert (told.replace("-", MINUS) in page.text) == (row["held_out_auroc"] > 0)
+        assert ("; no better than chance (" in page.text) == (row["held_out_q_value"] > 0.05)
         wanted = exemplars[exemplars["unit"] == row["unit"]].nsmallest(8, "rank")
         hardest = page.text.split("Where it fired hardest")[1].split("In the middle")[0]
         shown = re.findall(r"(\S+) train:(\d+)", hardest)
@@ -166,7 +172,7 @@ def test_images_of_ones_own_are_explained_and_a_judgement_of_other_labels_is_not
     assert inputs(copy) == {"50-1.png.html", "test-3.html"}
     page = read_page(copy / "report" / "index.html")
     assert "50% #1.png" in page.text
-    assert "against the truth" not in page.text
+    assert "Are the labels true?" not in page.text
     assert "selective" not in page.text
     assert list(dangling(copy / "report")) == []
 

@@ -91,7 +91,7 @@ def test_the_first_hundred_units_are_shown_in_the_order_of_the_network(browser, 
     assert found.units == pairs(table)[:100]
     assert found.said == "1 to 100 of 250 units"
     assert found.sorts == [["layer", "ascending"]]
-    assert found.cells[0] == ["act", "0", "star", "sky", "0.000", "0.00 %", ""]
+    assert found.cells[0] == ["act", "0", "star", "sky", "0.000", "", "0.00 %", ""]
     assert found.cells[1] == ["act", "1", "Red Star", "starling", f"{MINUS}17.667", "14.80 %", ""]
     assert found.cells[4] == ["act", "4", "no label", "", "", "59.20 %", ""]
 

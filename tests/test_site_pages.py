@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from lwta.dissect.evaluate import TruthScore
+from lwta.dissect.evaluation import sentences
 from lwta.dissect.explanation import Drawn
 from lwta.dissect.report import ClassPage, write_site
 from lwta.dissect.report.class_page import most
 from lwta.dissect.report.tint import tint
 from lwta.dissect.report.unit_page import PLOT, bars, histogram_text
+from tests.judgements import WHOLE
 from tests.pages import MINUS, dangling
 from tests.sites import VALUES, class_units, exemplar, histogram, plain, site, unit_page, written
 from tests.test_page import explanation, rival, unit
@@ -26,12 +27,13 @@ def pages(tmp_path_factory):
 
 
 def test_the_summary_and_the_score_are_shown_as_they_are(tmp_path, pages):
-    score = TruthScore(12, 3, 0.5, 0.125)
     summary = [("top-1", "71.0 %"), ("dead units", "3 of 96")]
-    text = written(tmp_path / "report", summary=summary, score=score)["index.html"].text
+    text = written(tmp_path / "report", summary=summary, score=WHOLE)["index.html"].text
     assert "top-1 71.0 % dead units 3 of 96" in text
-    assert f"Labels against the truth: {score}." in text
-    assert "against the truth" not in pages["index.html"].text
+    assert "metric units label constant shuffled random correlation 9 0.450 ± 0.010 0.350 ± 0.020" in text
+    assert "mad 9 0.500 ± 0.010 0.400 ± 0.020 0.300 ± 0.030 0.200 ± 0.040 correlation, a 4 0.500" in text
+    assert " ".join(sentences(WHOLE)) in text
+    assert "Are the labels true?" not in pages["index.html"].text
 
 
 def test_the_table_of_layers(pages):
@@ -55,11 +57,13 @@ def test_a_site_without_classes_and_inputs_does_not_speak_of_them(tmp_path):
 def test_the_data_of_the_table_are_those_of_the_labels(pages):
     data = pages["index.html"].data
     assert data["layers"] == [["act", "act"], ["conv.0", "conv.0"]]
-    assert data["rows"][0] == [0, 0, "grass 0.0", "grass second", -0.5, 0.125, ""]
+    assert data["rows"][0] == [0, 0, "grass 0.0", "grass second", -0.5, 0.375, 0.125, ""]
     assert data["rows"][1] == [
-        0, 1, "grass 0.1", "grass second", -1.5, 0.1375, "fires mostly with negative values",
+        0, 1, "grass 0.1", "grass second", -1.5, -0.0625, 0.1375,
+        "fires mostly with negative values; label no better than chance",
     ]  # fmt: skip
-    assert data["rows"][3] == [0, 3, None, None, None, 0.0, "never won"]
+    assert data["rows"][2][5:] == [None, 0.15, ""]
+    assert data["rows"][3] == [0, 3, None, None, None, None, 0.0, "never won"]
     assert [row[:2] for row in data["rows"][4:]] == [[1, 0], [1, 1], [1, 2]]
 
 

@@ -95,11 +95,13 @@ _OF_JUDGES = list(_LINES)[-8:-3]
 
 _MEANS = [f"{name}{end}" for name in ("label", *CONTROLS) for end in ("", "_error")]
 
-#: Columns that an evaluation fills.
-_JUDGED = [
+_NUMBERS = [
     *(f"correlation_{name}" for name in _MEANS),
     *("discoveries", "judged_units", "true_share", "shuffled_share", "selective_units"),
 ]
+
+#: Columns that an evaluation fills.
+JUDGEMENT = [*_NUMBERS, "judge"]
 
 
 def output_folder(out: str | None, first_run: str) -> Path:
@@ -143,7 +145,7 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
         "label_score": fmean(scores) if scores else math.nan,
         "labelled_units": len(scores),
         "label_units": len(labels),
-        **dict.fromkeys([*_JUDGED, "judge"]),
+        **dict.fromkeys(JUDGEMENT),
     }
     if judged is not None:
         row |= _judgement(judged)
@@ -169,9 +171,9 @@ def _judgement(judged: Evaluation) -> Row:
 def comparison_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """A comparison from the rows of its runs; what only an evaluation tells, only where some run has it."""
     comparison = pd.DataFrame(list(rows)).astype(
-        {"competitors": "float64"} | dict.fromkeys(_JUDGED, "float64")
+        {"competitors": "float64"} | dict.fromkeys(_NUMBERS, "float64")
     )
-    unknown = [name for name in [*_JUDGED, "judge"] if comparison[name].isna().to_numpy().all()]
+    unknown = [name for name in JUDGEMENT if comparison[name].isna().to_numpy().all()]
     return comparison.drop(columns=unknown)
 
 

@@ -1,0 +1,43 @@
+"""Evaluations of labels, all numbers made up."""
+
+import math
+
+from lwta.dissect.evaluate import CONTROLS
+from lwta.dissect.evaluation import Evaluation
+from lwta.dissect.final_layer import ClassScore
+from lwta.dissect.metrics import REPORTED
+from lwta.dissect.truth import PairScore, TruthScore
+
+LABELS = {"weights": "w", "probe": "validate"}
+
+
+def means_of(layer, start=0.5, units=9):
+    """Rows as :func:`lwta.dissect.evaluate.means` gives them."""
+    rows = []
+    for k, metric in enumerate(REPORTED):
+        row = {"layer": layer, "metric": metric, "units": units}
+        for n, name in enumerate(("label", *CONTROLS, "ahead")):
+            row |= {name: start + k / 100 - n / 10, f"{name}_error": 0.01 * (n + 1)}
+        rows.append(row)
+    return rows
+
+
+FOUND = Evaluation(
+    labels=LABELS,
+    judge="the factors of the embedded world",
+    circular=False,
+    probe="validation[5:9]",
+    images=4_000,
+    units=12,
+    scored=9,
+    unscored={"no label": 2, "too few images show it, fewer than 10": 1},
+    discoveries=7,
+    means=[*means_of("a", units=4), *means_of("b", 0.4, 5), *means_of("all", 0.45)],
+)
+WHOLE = FOUND._replace(
+    kept_images=0.75,
+    kept_concepts=0.9,
+    truth=TruthScore(5, 7, 0.8, 0.1, 0.85),
+    pairs=PairScore(0, math.nan, math.nan, math.nan),
+    classes=ClassScore("head", 4, 0.5, 0.75, 0.1, 0.2, math.nan, math.nan, math.nan),
+)
