@@ -16,12 +16,13 @@ from lwta.dissect.annotations import read_annotations
 from lwta.dissect.evaluate import FEWEST
 from lwta.dissect.labels import Labels
 from lwta.dissect.store import digest
+from lwta.dissect.truth import pairs_of
 from lwta.dissect.words import WordList
 from lwta.errors import InputError
 from models.images import image_name
 from models.probes import probe_classes, share_images, split_back, true_presence
 from models.run import class_names
-from models.shapes import CONCEPTS, HELD_OUT
+from models.shapes import CONCEPTS, HELD_OUT, concept_pairs
 
 
 class Opened(NamedTuple):
@@ -116,8 +117,7 @@ def open_judge(
     words = {name.casefold() for name in asked.source.names}
     presence = true_presence(probe.data)
     if presence is not None:
-        source = Source(CONCEPTS, {"concepts": "factors"}, images=presence.numpy())
-        return Opened(source, "the factors of the embedded world")
+        return Opened(_factors(presence, asked.source.names), "the factors of the embedded world")
     classes = class_names(subject.run) if probe.own and subject.run else probe_classes(probe.data) or []
     if len(classes) >= 2 and words <= {name.casefold() for name in classes}:
         return Opened(
@@ -128,6 +128,15 @@ def open_judge(
         "table with "
         "--annotations, or another CLIP than the labels' with --judge"
     )
+
+
+def _factors(presence: Tensor, words: list[str]) -> Source:
+    """The concepts of the embedded world, and their pairs where labels may be pairs."""
+    pairs = pairs_of(concept_pairs(), presence)
+    if {*pairs.names}.isdisjoint(words):
+        return Source(CONCEPTS, {"concepts": "factors"}, images=presence.numpy())
+    both = torch.cat([presence, pairs.presence], 1)
+    return Source(CONCEPTS + pairs.names, {"concepts": "factors and pairs"}, images=both.numpy())
 
 
 def _annotated(probe: Probe, path: str) -> Opened:

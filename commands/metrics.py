@@ -11,13 +11,13 @@ def metrics(
     images: int = 100_000,
     draws: int = 20,
 ) -> None:
-    """Say which metrics of labels fall when half the positives are missing, and when as many false ones come.
+    """Say which metrics of labels fall when half the positives are missing, and when false ones come.
 
-    A unit that responds to its concept exactly is judged by such damaged concepts; a metric that does not fall
-    takes labels that are too narrow, or too broad, for the right one.
+    A unit that responds to its concept exactly is judged by such damaged concepts; a metric that does not
+    fall takes labels that are too narrow, or too broad, for the right one.
 
     Args:
-        frequencies: shares of the images that show the concept, each up to .5; such as those of your annotations.
+        frequencies: shares of the images that show the concept, each up to .5.
         images: how many are simulated.
         draws: of missing and of false positives.
     """

@@ -91,7 +91,7 @@ def open_source(
     is_shapes = probe.own and subject.run is not None and subject.run.data.config["name"] == "shapes"
     asked = options.concepts or ("shapes" if is_shapes else "classes")
     specs = [asked] if isinstance(asked, str) else asked
-    clip = options.clip or ("shapes" if is_shapes and specs == ["shapes"] else None)
+    clip = options.clip or ("shapes" if is_shapes and {*specs} <= {"shapes", "shapes_pairs"} else None)
     if clip is None and (options.tag or options.templates != "{}"):
         raise InputError("tag and templates are of an open_clip model; name it with --clip")
     single = Path(specs[0]).suffix if len(specs) == 1 else ""
@@ -173,7 +173,7 @@ def word_source(
     if clip is not None:
         from lwta.dissect.encoder import load_encoder, read_templates  # open_clip takes a second to import
 
-        if clip == "shapes" and (foreign := [name for name in names if name not in CONCEPTS]):
+        if clip == "shapes" and (foreign := [name for name in names if name not in {*CONCEPTS, *_pairs()}]):
             print(
                 f"warning: the CLIP that ships knows the {len(CONCEPTS)} words of the embedded world and "
                 f"nothing else, such as {foreign[0]!r}; labels by other words mean little",

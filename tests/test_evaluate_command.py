@@ -330,6 +330,24 @@ def test_another_clip_judges_by_its_own_cosines_and_the_same_one_is_called_circu
         assert own["auroc"][unit] == pytest.approx(area, abs=1e-4)
 
 
+def test_labels_that_are_pairs_are_judged_by_pairs(run):
+    dissect.main(["label", f"--run={run}", "--concepts=[shapes, shapes_pairs]", "--probe=validation[:400]"])
+    table, found = judge(run, "--probe=validation[400:900]")
+    pairs = {name: places for places, name in concept_pairs().items()}
+    told = table[table["label"].isin(list(pairs))]
+    assert len(told) > 0
+    presence = Shapes("validation[400:900]").presence().numpy()
+    for _, row in told.iterrows():
+        a, b = pairs[row["label"]]
+        count = int((presence[:, a] * presence[:, b]).sum())
+        assert (
+            row["unscored"] == f"{count} images show it, fewer than 10"
+            if count < 10
+            else row["shown"] == count
+        )
+    assert found.pairs is not None
+
+
 # --- class units, and networks without a run -----------------------------------------------------
 
 

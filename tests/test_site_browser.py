@@ -92,8 +92,8 @@ def test_the_first_hundred_units_are_shown_in_the_order_of_the_network(browser, 
     assert found.said == "1 to 100 of 250 units"
     assert found.sorts == [["layer", "ascending"]]
     assert found.cells[0] == ["act", "0", "star", "sky", "0.000", "", "0.00 %", ""]
-    assert found.cells[1] == ["act", "1", "Red Star", "starling", f"{MINUS}17.667", "14.80 %", ""]
-    assert found.cells[4] == ["act", "4", "no label", "", "", "59.20 %", ""]
+    assert found.cells[1] == ["act", "1", "Red Star", "starling", f"{MINUS}17.667", "", "14.80 %", ""]
+    assert found.cells[4] == ["act", "4", "no label", "", "", "", "59.20 %", ""]
 
 
 def test_an_address_that_is_opened_holds_search_order_and_page(browser, many):

@@ -1,0 +1,65 @@
+"""``python -m benchmarks.labels {measure,table}``: labels of the networks of a study, judged."""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from jsonargparse import auto_cli
+
+from benchmarks.accuracy.study import REPOSITORY, Study
+from benchmarks.labels.measure import Setting, firing, measure
+from commands.sources import Source
+from lwta.errors import InputError
+from models.probes import true_presence
+from models.shapes import CONCEPTS, HELD_OUT, Shapes
+
+LAYERS = "blocks.*.mlp.act"
+LABELLED = "validation[2000:5000]"
+
+
+def embedded() -> Setting:
+    """The embedded world: labels by its own words and CLIP, judged by its factors."""
+    presence = true_presence(Shapes(HELD_OUT))
+    assert presence is not None
+    truth = Source(CONCEPTS, {"concepts": "factors"}, images=presence.numpy())
+    return Setting({"probe": LABELLED, "concepts": "shapes", "clip": "shapes"}, {"probe": HELD_OUT}, truth)
+
+
+def run(study: str, root: str, only: str = "*") -> None:
+    """Label and judge the trained networks of a study that have no rows yet.
+
+    Args:
+        study: YAML file of ``python -m benchmarks.accuracy``.
+        root: data folder.
+        only: glob over variants.
+    """
+    read, setting = Study.read(study), embedded()
+    paths = [REPOSITORY / read.results / f"{read.name}-{kind}.csv" for kind in ("labels", "firing")]
+    for trial in read.trials(only):
+        key = {"variant": trial.variant, "seed": trial.seed}
+        if trial.read("validate") is None or _has(paths[1], key):
+            continue
+        print(trial, flush=True)
+        rows = pd.DataFrame([key | row for row in measure(trial.folder, root, setting, LAYERS)])
+        _add(paths[0], rows)
+        _add(paths[1], pd.DataFrame([key | firing(trial.folder, root, HELD_OUT.split("[")[0], LAYERS, 1000)]))
+
+
+def _has(path: Path, key: dict[str, object]) -> bool:
+    held = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(key))
+    return bool(((held["variant"] == key["variant"]) & (held["seed"] == key["seed"])).any())
+
+
+def _add(path: Path, rows: pd.DataFrame) -> None:
+    held = [pd.read_csv(path)] if path.exists() else []
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.concat([*held, rows]).to_csv(part, index=False, float_format="%.6g")
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    try:
+        auto_cli({"measure": run}, as_positional=True)
+    except InputError as error:
+        sys.exit(f"error: {error}")
