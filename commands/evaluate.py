@@ -1,7 +1,11 @@
 """``evaluate``: how good labels are, beside controls, on images that they were not chosen from."""
 
+import math
+import re
 import sys
+from collections import Counter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,10 +16,10 @@ from commands.judging import Opened, held_out, open_judge, same_clip
 from commands.options import JudgeOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import Subject, open_subject
-from lwta.dissect.evaluate import Judge, discoveries, judge_layer, means
+from lwta.dissect.evaluate import RATE, Judge, discoveries, judge_layer, means
 from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
 from lwta.dissect.final_layer import ClassScore, score_classes
-from lwta.dissect.labels import JUDGED, Labels, labels_for, write_labels
+from lwta.dissect.labels import JUDGED, Labels, labels_for, texts_of, write_labels
 from lwta.dissect.metrics import TOP
 from lwta.dissect.resampling import kept_labels
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs
@@ -104,11 +108,9 @@ def _evaluated(
         judge = Judge(opened.source.names, data.presence, opened.told, opened.share, circular)
         part = judge_layer(rows, data.values, judge, seen, top=top)
         if resamples:
-            told = asked.layer(str(layer)) if _observed(asked, str(layer)) else None
-            assert told is not None
-            part = part.assign(
-                **kept_labels(asked.labeler(), told, rows.sort_values("unit")["label"], resamples)
-            )
+            asked.observe(subject.layers([str(layer)]))  # where its record is gone from the cache
+            told = texts_of(rows.sort_values("unit"))
+            part = part.assign(**kept_labels(asked.labeler(), asked.layer(str(layer)), told, resamples))
         tables.append(part)
         values[str(layer)] = data.values
     table = discoveries(pd.concat(tables, ignore_index=True))
@@ -119,12 +121,12 @@ def _evaluated(
         probe=question.probe.spec,
         images=len(seen),
         units=len(table),
-        scored=int(table["unscored"].isna().sum()),
-        unscored={str(k): int(n) for k, n in _reasons(table).items()},
-        discoveries=int((table["q_value"] <= 0.05).sum()),
+        scored=int(np.isfinite(table["correlation"].to_numpy(dtype=float)).sum()),
+        unscored=dict(Counter(_reason(text) for text in table["unscored"].dropna().tolist())),
+        discoveries=int((table["q_value"].to_numpy() <= RATE).sum()),
         means=means(table).to_dict("records"),
-        kept_images=float(table["kept_images"].mean()) if resamples else None,
-        kept_concepts=float(table["kept_concepts"].mean()) if resamples else None,
+        kept_images=_mean(table["kept_images"].tolist()) if resamples else None,
+        kept_concepts=_mean(table["kept_concepts"].tolist()) if resamples else None,
         classes=_classes(subject, known, asked),
     )
     presence = true_presence(question.probe.data)
@@ -137,28 +139,24 @@ def _evaluated(
     return found, table
 
 
-def _observed(asked: Question, layer: str) -> bool:
-    """Run the pass that the labels came from again where its record is gone from the cache."""
-    asked.observe(asked.subject.layers([layer]))
-    return True
-
-
 def _both(seen: torch.Tensor, looked: torch.Tensor) -> torch.Tensor:
     return seen[torch.isin(seen, looked)]
 
 
-def _reasons(table: pd.DataFrame) -> pd.Series:
-    return table["unscored"].str.replace(r"^\d+ images", "too few images", regex=True).value_counts()
+def _reason(text: str) -> str:
+    return re.sub(r"^\d+ images", "too few images", text)
+
+
+def _mean(shares: list[float]) -> float:
+    """Of those that are known; NaN where none is."""
+    known = [share for share in shares if not math.isnan(share)]
+    return fmean(known) if known else math.nan
 
 
 def _joined(labels: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """The label table with what was found of each label."""
-    columns = {
-        "correlation": "held_out_correlation",
-        "auroc": "held_out_auroc",
-        "q_value": "held_out_q_value",
-    }
-    found = table[["layer", "unit", *columns]].rename(columns=columns)
+    scores = zip(JUDGED, ("correlation", "auroc", "q_value"), strict=True)
+    found = table[["layer", "unit"]].assign(**{name: table[score] for name, score in scores})
     return labels.drop(columns=[c for c in JUDGED if c in labels]).merge(found, "left", ["layer", "unit"])
 
 

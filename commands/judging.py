@@ -142,17 +142,16 @@ def _factors(presence: Tensor, words: list[str]) -> Source:
 def _annotated(probe: Probe, path: str) -> Opened:
     names = [image_name(probe.data, i) for i in range(len(probe))]
     found = read_annotations(path, names)
-    looked = ~np.isnan(found.presence).all(1)
-    if looked.sum() < 2 * FEWEST:
+    looked = np.flatnonzero(np.isfinite(found.presence).sum(axis=1))
+    if len(looked) < 2 * FEWEST:
         raise InputError(
-            f"{path} tells of {int(looked.sum())} of the {len(names)} images, too few to judge by; annotate "
-            "more"
+            f"{path} tells of {len(looked)} of the {len(names)} images, too few to judge by; annotate more"
         )
     told = digest({"names": found.names, "values": content_hash(found.presence)})
-    missing = [name for name, there in zip(names, looked, strict=True) if not there]
+    missing = [names[i] for i in sorted({*range(len(names))} - {*looked.tolist()})]
     said = f"left out {len(missing)} images without annotation, such as {missing[0]}" if missing else ""
     source = Source(found.names, {"concepts": told}, images=found.presence)
-    return Opened(source, f"the annotations of {path}", None, torch.from_numpy(np.flatnonzero(looked)), said)
+    return Opened(source, f"the annotations of {path}", None, torch.from_numpy(looked), said)
 
 
 def _clip(subject: Subject, probe: Probe, options: JudgeOptions, asked: Question, force: bool) -> Opened:

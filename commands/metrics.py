@@ -25,9 +25,10 @@ def metrics(
         raise InputError(f"draws is at least 1, and {draws} is not")
     found = check_metrics(frequencies, images, draws)
     print(_shown(found).to_string(index=False))
-    passed = found.groupby("metric")["passes"].all()
-    print(f"pass at every frequency: {', '.join(passed.index[passed]) or 'none'}")
-    print(f"fail: {'; '.join(_failing(found, name) for name in passed.index[~passed]) or 'none'}")
+    names = found["metric"].unique().tolist()
+    failing = {name: _failing(found, name) for name in names}
+    print(f"pass at every frequency: {', '.join(name for name in names if not failing[name]) or 'none'}")
+    print(f"fail: {'; '.join(said for said in failing.values() if said) or 'none'}")
 
 
 def _shown(found: pd.DataFrame) -> pd.DataFrame:
@@ -36,9 +37,10 @@ def _shown(found: pd.DataFrame) -> pd.DataFrame:
     for kind in ("missing", "extra"):
         told[kind] = found[kind].map("{:+.4f}".format)
         told[f"{kind} falls"] = found[f"{kind}_falls"].map("{:.0%}".format)
-    return pd.DataFrame(told | {"passes": found["passes"].map({True: "yes", False: "no"})})
+    return pd.DataFrame(told | {"passes": ["yes" if passes else "no" for passes in found["passes"]]})
 
 
 def _failing(found: pd.DataFrame, name: str) -> str:
-    shares = found.query("metric == @name and not passes")["frequency"]
-    return f"{name} at {', '.join(f'{share:g}' for share in shares)}"
+    """At which frequencies a metric fails; empty where it passes at all."""
+    shares = found.query("metric == @name and not passes")["frequency"].tolist()
+    return f"{name} at {', '.join(f'{share:g}' for share in shares)}" if shares else ""

@@ -9,6 +9,7 @@ import torch
 
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labelers.clip import ClipLabeler
+from lwta.dissect.labels import texts_of
 from lwta.dissect.presence import Matrix
 from lwta.dissect.resampling import _redrawn, kept_labels
 from lwta.dissect.similarity import exemplars_of
@@ -76,16 +77,16 @@ def test_images_that_did_not_decode_are_never_drawn(world):
     seen = torch.arange(1, N)
     presence[0] = np.nan
     found = kept_labels(ClipLabeler(NAMES, "cos"), layer(values, presence, seen=seen, keep_values=True),
-                        pd.Series(["red"] * D, dtype="string"), 5)  # fmt: skip
+                        ["red"] * D, 5)  # fmt: skip
     assert found["kept_images"].iloc[0] == 1
 
 
 def test_labels_of_units_that_follow_a_concept_stay_and_those_of_noise_do_not(world):
     data = layer(*world, keep_values=True)
     labeler = ClipLabeler(NAMES, "cos_cubed")
-    labels = labeler.label(data)["label"]
+    labels = texts_of(labeler.label(data))
     found = kept_labels(labeler, data, labels, 20)
-    assert labels.tolist()[:3] == NAMES[:3]
+    assert labels[:3] == NAMES[:3]
     assert found["kept_images"].iloc[:3].min() >= 0.95
     assert found["kept_concepts"].iloc[:3].min() >= 0.95
     assert found["kept_images"].iloc[3:].min() < 0.8
@@ -104,7 +105,7 @@ def test_concepts_count_only_where_a_draw_holds_the_label(world, monkeypatch):
             return np.array(next(draws))
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: Drawn())
-    found = kept_labels(labeler, data, pd.Series(["red", "red", "round", "big", None, "blue"]), 3)
+    found = kept_labels(labeler, data, ["red", "red", "round", "big", None, "blue"], 3)
     # Of red and blue, the first unit is red and the second blue; of round and big the third is round.
     assert found["kept_concepts"].tolist()[:3] == [1, 0, 1]
     assert np.isnan(found["kept_concepts"].iloc[4])
@@ -112,13 +113,13 @@ def test_concepts_count_only_where_a_draw_holds_the_label(world, monkeypatch):
 
 
 def test_a_label_that_is_none_of_the_units_is_never_kept(world):
-    found = kept_labels(ClipLabeler(NAMES), layer(*world), pd.Series(["big"] * 3 + [None] * 3), 5)
+    found = kept_labels(ClipLabeler(NAMES), layer(*world), ["big"] * 3 + [None] * 3, 5)
     assert found["kept_images"].tolist()[:3] == [0, 0, 0]
 
 
 def test_draws_are_seeded_and_leave_no_prior_behind(world, tmp_path):
     labeler, data = ClipLabeler(NAMES, cache=tmp_path), layer(*world)
-    labels = labeler.label(data)["label"]
+    labels = texts_of(labeler.label(data))
     before = sorted(Path(tmp_path).rglob("*"))
     first, again = kept_labels(labeler, data, labels, 3), kept_labels(labeler, data, labels, 3)
     pd.testing.assert_frame_equal(first, again)

@@ -8,6 +8,7 @@ from jsonargparse import auto_cli
 
 from benchmarks.accuracy.study import REPOSITORY, Study
 from benchmarks.labels.measure import Setting, firing, measure
+from benchmarks.labels.tables import write_tables
 from commands.sources import Source
 from lwta.errors import InputError
 from models.probes import true_presence
@@ -45,6 +46,15 @@ def run(study: str, root: str, only: str = "*") -> None:
         _add(paths[1], pd.DataFrame([key | firing(trial.folder, root, HELD_OUT.split("[")[0], LAYERS, 1000)]))
 
 
+def table(study: str) -> None:
+    """Write the tables and the plot of a study from its rows.
+
+    Args:
+        study: YAML file.
+    """
+    print(write_tables(Study.read(study)))
+
+
 def _has(path: Path, key: dict[str, object]) -> bool:
     held = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=list(key))
     return bool(((held["variant"] == key["variant"]) & (held["seed"] == key["seed"])).any())
@@ -60,6 +70,6 @@ def _add(path: Path, rows: pd.DataFrame) -> None:
 
 if __name__ == "__main__":
     try:
-        auto_cli({"measure": run}, as_positional=True)
+        auto_cli({"measure": run, "table": table}, as_positional=True)
     except InputError as error:
         sys.exit(f"error: {error}")

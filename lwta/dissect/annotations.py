@@ -47,21 +47,19 @@ def read_annotations(path: str | Path, images: Sequence[str]) -> Annotations:
     table = _read(path)
     if IMAGE not in table:
         raise InputError(
-            f"{path} has no column {IMAGE!r}; it has {', '.join(map(str, table.columns[:5]))}. Give the "
-            "file name of "
-            "each image, or its number in a set without names"
+            f"{path} has no column {IMAGE!r}; it has {', '.join(map(str, table.columns[:5]))}. Give the file "
+            "name of each image, or its number in a set without names"
         )
     table[IMAGE] = table[IMAGE].astype("string")
     wide = _pivoted(path, table) if CONCEPT in table else _wide(path, table)
-    known = wide.index.isin(images)
-    if not known.any():
+    listed = set(wide.index.tolist())
+    if listed.isdisjoint(images):
         raise InputError(
             f"{path} names none of the {len(images)} images: it tells of {wide.index[0]!r}, and the first "
-            "image "
-            f"is {images[0]!r}"
+            f"image is {images[0]!r}"
         )
-    found = wide.reindex(images)
-    missing = found.index[~found.index.isin(wide.index)].tolist()
+    found = wide.reindex(list(images))
+    missing = [name for name in images if name not in listed]
     return Annotations([str(name) for name in wide], found.to_numpy(dtype=np.float32), missing)
 
 
@@ -104,9 +102,8 @@ def _pivoted(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     listed = table.dropna(subset=[CONCEPT])
     twice = listed[listed.duplicated([IMAGE, CONCEPT])]
     if len(twice):
-        raise InputError(
-            f"{path} lists {twice[CONCEPT].iloc[0]!r} twice for the image {twice[IMAGE].iloc[0]!r}"
-        )
+        concept, image = twice[CONCEPT].tolist()[0], twice[IMAGE].tolist()[0]
+        raise InputError(f"{path} lists {concept!r} twice for the image {image!r}")
     if PRESENT in table and table[PRESENT].dtype.kind not in "biuf":
         raise InputError(f"the column {PRESENT!r} of {path} holds something else than numbers from 0 to 1")
     told = listed.assign(**{PRESENT: listed.get(PRESENT, 1.0)})
@@ -116,12 +113,12 @@ def _pivoted(path: Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _checked(path: Path, wide: pd.DataFrame) -> pd.DataFrame:
-    outside = (wide < 0) | (wide > 1) | np.isinf(wide)
-    if outside.to_numpy().any():
-        name = outside.columns[outside.any()][0]
-        raise InputError(
-            f"the presence of {name!r} in {path} is {wide[name][outside[name]].iloc[0]:g}; it lies in [0, 1]"
-        )
+    values = wide.to_numpy()
+    outside = np.argwhere((values < 0) | (values > 1))
+    if len(outside):
+        row, column = outside[0]
+        name = wide.columns[column]
+        raise InputError(f"the presence of {name!r} in {path} is {values[row, column]:g}; it lies in [0, 1]")
     wide.columns = [str(name).strip() for name in wide.columns]
     if repeated := wide.columns[wide.columns.duplicated()].tolist():
         raise InputError(f"{path} names the concept {repeated[0]!r} twice; keep one")

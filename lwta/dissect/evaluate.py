@@ -21,6 +21,7 @@ import torch
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
+from lwta.dissect.labels import texts_of
 from lwta.dissect.metrics import REPORTED, TOP, Responses, Shown, measure, p_values
 from lwta.dissect.presence import Presence
 from lwta.errors import InputError
@@ -99,18 +100,19 @@ def judge_layer(
     seen = torch.arange(len(values)) if images is None else images
     sign = np.where(rows["negative"].to_numpy(dtype=bool), -1, 1)
     layer = _Layer(values[seen.numpy()] * sign, judge, seen, top)
+    labels = texts_of(rows)
+    told = layer.places(labels)
+    reasons = layer.reasons(labels, told)
     table = rows[["layer", "unit", "label"]].reset_index(drop=True)
-    told = layer.places(table["label"])
-    table["unscored"] = pd.array(layer.reasons(table["label"], told), dtype="string")
-    scored = np.flatnonzero(table["unscored"].isna())
+    table = table.assign(unscored=pd.array(reasons, dtype="string"))
+    scored = np.array([unit for unit, reason in enumerate(reasons) if reason is None], dtype=np.int64)
     found: dict[str, np.ndarray] = {}
     if len(scored):
         found = layer.scores(scored, told[scored], draws, np.random.default_rng(seed))
-    for name in _columns():
-        table[name] = np.nan
-        if name in found:
-            table.loc[scored, name] = found[name]
-    return table
+    columns = {name: np.full(len(rows), np.nan) for name in _columns()}
+    for name, column in found.items():
+        columns[name][scored] = column
+    return table.assign(**columns)
 
 
 def _columns() -> list[str]:
@@ -146,19 +148,19 @@ class _Layer:
 
     def _look(self, concepts: np.ndarray) -> _Looked:
         index = torch.from_numpy(concepts)
-        graded = self.judge.presence.part(self.seen, index).numpy().T  # type: ignore[arg-type]
+        graded = self.judge.presence.part(self.seen, index).numpy().T
         known = ~np.isnan(graded)
         if self.judge.share is None:
             return _Looked(graded, graded >= 0.5, known)
         place = max(0, graded.shape[1] - max(1, round(self.judge.share * graded.shape[1])))
         return _Looked(graded, graded >= np.partition(graded, place, axis=1)[:, [place]], known)
 
-    def places(self, labels: pd.Series) -> np.ndarray:
+    def places(self, labels: Sequence[str | None]) -> np.ndarray:
         """Place of each label among the concepts, -1 where it is none of them."""
         place = {_plain(name): k for k, name in enumerate(self.judge.names)}
-        return np.array([place.get(_plain(label), -1) for label in labels.fillna("").tolist()])
+        return np.array([-1 if label is None else place.get(_plain(label), -1) for label in labels])
 
-    def reasons(self, labels: pd.Series, told: np.ndarray) -> list[str | None]:
+    def reasons(self, labels: Sequence[str | None], told: np.ndarray) -> list[str | None]:
         """Why a unit's label is not scored, None where it is."""
 
         def reason(unit: int, label: str | None, k: int) -> str | None:
@@ -174,10 +176,8 @@ class _Layer:
                 return f"{self.lacking[k]} images do not show it, fewer than {FEWEST}"
             return None
 
-        texts = [None if pd.isna(label) else str(label) for label in labels.tolist()]
-        return [
-            reason(unit, label, k) for unit, (label, k) in enumerate(zip(texts, told.tolist(), strict=True))
-        ]
+        pairs = zip(labels, told.tolist(), strict=True)
+        return [reason(unit, label, k) for unit, (label, k) in enumerate(pairs)]
 
     def scores(
         self, units: np.ndarray, own: np.ndarray, draws: int, rng: np.random.Generator
@@ -245,10 +245,10 @@ def discoveries(table: pd.DataFrame) -> pd.DataFrame:
     Calling the labels of q at most .05 better than chance is wrong of 5 % of those calls at most, in
     expectation (Benjamini & Hochberg, J. R. Stat. Soc. B 57, 1995).
     """
-    q = pd.Series(np.nan, index=table.index)
-    tested = table["p_value"].notna()
+    p = table["p_value"].to_numpy(dtype=float)
+    q, tested = np.full(len(p), np.nan), ~np.isnan(p)
     if tested.any():
-        q[tested] = false_discovery_control(table.loc[tested, "p_value"].to_numpy())
+        q[tested] = false_discovery_control(p[tested])
     return table.assign(q_value=q)
 
 

@@ -145,15 +145,15 @@ def overview(found: Evaluation) -> pd.DataFrame:
     """Means of the labels beside those of the controls, as text: a row for each metric over all layers, then
     one for the correlation of each layer."""
     layers = [row for row in found.means if row["metric"] == REPORTED[0]]
-    rows = [found.mean(metric) | {"of": metric} for metric in REPORTED]
+    rows = [(metric, found.mean(metric)) for metric in REPORTED]
     if len(layers) > 1:
-        rows += [row | {"of": f"{REPORTED[0]}, {row['layer']}"} for row in layers if row["layer"] != "all"]
+        rows += [(f"{REPORTED[0]}, {row['layer']}", row) for row in layers if row["layer"] != "all"]
     return pd.DataFrame(
         {
-            "metric": [row["of"] for row in rows],
-            "units": [f"{row['units']:,}" for row in rows],
+            "metric": [title for title, _ in rows],
+            "units": [f"{row['units']:,}" for _, row in rows],
             **{
-                name: [plus_minus(row[name], row[f"{name}_error"]) for row in rows]
+                name: [plus_minus(row[name], row[f"{name}_error"]) for _, row in rows]
                 for name in ("label", *CONTROLS)
             },
         }

@@ -80,13 +80,15 @@ def score_classes(
             cosines = (own[there] @ picked.T).double()
     matched = cosines.diagonal()
     return ClassScore(
-        str(rows["layer"].iloc[0]),
-        len(rows),
-        *(float(hits.diagonal().mean()) for hits in (first, among)),
-        *(float(hits.mean()) for hits in (first, among)),
-        float(matched.mean()),
-        float(matched.std() / len(matched) ** 0.5) if len(matched) > 1 else math.nan,
-        float(cosines.mean()),
+        layer=str(rows["layer"].iloc[0]),
+        units=len(rows),
+        top1=float(first.diagonal().mean()),
+        top5=float(among.diagonal().mean()),
+        top1_shuffled=float(first.mean()),
+        top5_shuffled=float(among.mean()),
+        cosine=float(matched.mean()),
+        cosine_error=float(matched.std() / len(matched) ** 0.5) if len(matched) > 1 else math.nan,
+        cosine_shuffled=float(cosines.mean()),
     )
 
 

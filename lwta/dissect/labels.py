@@ -180,3 +180,8 @@ def labels_for(folder: str | Path, weights: str, whole: bool = False) -> Labels 
     return labels._replace(
         table=table.reset_index(drop=True), exemplars=exemplars.reset_index(drop=True), units=units
     )
+
+
+def texts_of(rows: pd.DataFrame) -> list[str | None]:
+    """The labels of rows of a label table, None where one is missing."""
+    return [None if pd.isna(label) else str(label) for label in rows["label"].tolist()]

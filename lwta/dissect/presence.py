@@ -18,9 +18,12 @@ class Presence(Protocol):
     shape: tuple[int, int]
 
     def part(
-        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+        self,
+        images: Tensor | slice,
+        concepts: Tensor | slice = slice(None),
+        device: str | torch.device = "cpu",
     ) -> Tensor:
-        """P of some images (an int64 index, or a slice) and a range of concepts: (n, k), on ``device``."""
+        """P of some images and concepts (an int64 index, or a slice): (n, k), on ``device``."""
         ...
 
 
@@ -46,7 +49,10 @@ class Cosines:
         return F.normalize(rows_of(self.images, images).to(device), dim=1)
 
     def part(
-        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+        self,
+        images: Tensor | slice,
+        concepts: Tensor | slice = slice(None),
+        device: str | torch.device = "cpu",
     ) -> Tensor:
         return self.directions(images, device) @ self.texts[concepts].to(device).T
 
@@ -62,7 +68,10 @@ class Matrix:
         self.values, self.shape = values, (values.shape[0], values.shape[1])
 
     def part(
-        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+        self,
+        images: Tensor | slice,
+        concepts: Tensor | slice = slice(None),
+        device: str | torch.device = "cpu",
     ) -> Tensor:
         return rows_of(self.values, images)[:, concepts].to(device)
 
@@ -79,7 +88,10 @@ class Classes:
         self.classes, self.shape = classes, (len(classes), count)
 
     def part(
-        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+        self,
+        images: Tensor | slice,
+        concepts: Tensor | slice = slice(None),
+        device: str | torch.device = "cpu",
     ) -> Tensor:
         names = torch.arange(self.shape[1])[concepts]
         return (self.classes[images, None] == names).float().to(device)

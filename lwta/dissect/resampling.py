@@ -1,5 +1,6 @@
 """How stable labels are: whether a unit keeps its label when images or concepts are drawn anew."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labelers.clip import ClipLabeler
+from lwta.dissect.labels import texts_of
 from lwta.dissect.presence import Presence
 
 
@@ -20,13 +22,16 @@ class _Chosen:
         self.shape = (presence.shape[0], len(concepts))
 
     def part(
-        self, images: Tensor | slice, concepts: slice = slice(None), device: str | torch.device = "cpu"
+        self,
+        images: Tensor | slice,
+        concepts: Tensor | slice = slice(None),
+        device: str | torch.device = "cpu",
     ) -> Tensor:
         return self.presence.part(images, self.concepts[concepts], device)
 
 
 def kept_labels(
-    labeler: ClipLabeler, data: LayerData, labels: pd.Series, times: int, seed: int = 0
+    labeler: ClipLabeler, data: LayerData, labels: Sequence[str | None], times: int, seed: int = 0
 ) -> pd.DataFrame:
     """Share of resamples in which each unit keeps its label.
 
@@ -38,22 +43,21 @@ def kept_labels(
     Args:
         labeler: that chose the labels.
         data: of the layer, as it was told the labeler.
-        labels: of all units, in order; missing where there is none.
+        labels: of all units, in order; None where there is none.
         times: resamples of each kind.
         seed: of the draws.
 
     Returns:
         Columns ``kept_images`` and ``kept_concepts``; NaN for units without a label, and for those whose
-        label
-        no draw holds.
+        label no draw holds.
     """
     generator = np.random.default_rng(seed)
-    told, mine = labels.notna().to_numpy(), _texts(labels)
+    told, mine = np.array([label is not None for label in labels]), _texts(labels)
     kept, held = np.zeros((2, len(labels))), np.zeros((2, len(labels)))
     plain = _alone(labeler, labeler.names)
     for _ in range(times):
         counts = generator.multinomial(len(data.seen), np.full(len(data.seen), 1 / max(1, len(data.seen))))
-        found = plain.label(_redrawn(data, torch.from_numpy(counts)))["label"]
+        found = texts_of(plain.label(_redrawn(data, torch.from_numpy(counts))))
         kept[0] += (_texts(found) == mine) & told
         held[0] += told
         drawn = np.unique(generator.integers(len(labeler.names), size=len(labeler.names)))
@@ -61,7 +65,7 @@ def kept_labels(
             continue
         names = [labeler.names[k] for k in drawn]
         chosen = data._replace(presence=_Chosen(data.presence, torch.from_numpy(drawn)))
-        found = _alone(labeler, names).label(chosen)["label"]
+        found = texts_of(_alone(labeler, names).label(chosen))
         there = np.isin(mine, names) & told
         kept[1] += (_texts(found) == mine) & there
         held[1] += there
@@ -69,8 +73,8 @@ def kept_labels(
     return pd.DataFrame({"kept_images": shares[0], "kept_concepts": shares[1]})
 
 
-def _texts(labels: pd.Series) -> np.ndarray:
-    return labels.fillna("").to_numpy(dtype=str)
+def _texts(labels: Sequence[str | None]) -> np.ndarray:
+    return np.array([label or "" for label in labels])
 
 
 def _alone(labeler: ClipLabeler, names: list[str]) -> ClipLabeler:

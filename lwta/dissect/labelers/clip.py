@@ -191,7 +191,7 @@ class _Shown:
         self.presence, self.index = presence, images
         self.shape = (len(images), presence.shape[1])
 
-    def part(self, images: Tensor | slice, concepts: slice = slice(None)) -> Tensor:
+    def part(self, images: Tensor | slice, concepts: Tensor | slice = slice(None)) -> Tensor:
         return self.presence.part(self.index[images], concepts)
 
 
