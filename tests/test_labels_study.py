@@ -1,0 +1,88 @@
+"""The study of labels: what it counts, against loops, and its tables."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from benchmarks.accuracy.study import Study
+from benchmarks.labels.measure import TOP, _read, overlap, units_needed
+from benchmarks.labels.tables import write_tables
+from lwta.dissect.evaluate import CONTROLS
+from lwta.dissect.metrics import REPORTED
+
+
+def test_units_needed_are_the_fewest_that_carry_nine_tenths():
+    contributions = torch.tensor([[5.0, 4.0, -1.0, 0.0], [0.0, -1.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    assert units_needed(contributions).tolist() == [2, 1, 4]
+    random = torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
+    for row, count in zip(random.abs(), units_needed(random).tolist(), strict=True):
+        sizes = sorted(row.tolist(), reverse=True)
+        assert sum(sizes[:count]) >= 0.9 * sum(sizes) - 1e-5
+        assert sum(sizes[: count - 1]) < 0.9 * sum(sizes) + 1e-5
+
+
+def test_overlap_is_the_mean_jaccard_index_of_pairs():
+    generator = torch.Generator().manual_seed(1)
+    fired, classes = torch.rand(12, 9, generator=generator) < 0.4, torch.arange(12) % 3
+    sets = [set(row.nonzero()[:, 0].tolist()) for row in fired]
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j]
+
+    def mean(same):
+        kept = [(i, j) for i, j in pairs if (classes[i] == classes[j]) == same]
+        return np.mean([len(sets[i] & sets[j]) / max(1, len(sets[i] | sets[j])) for i, j in kept])
+
+    assert overlap(fired, classes) == pytest.approx((mean(True), mean(False)))
+
+
+def test_a_unit_is_read_at_its_own_top():
+    values = np.random.default_rng(0).standard_normal((500, 7)).astype(np.float32)
+    top = _read(values, "top")
+    assert (top != 0).sum(0).tolist() == [500 * TOP] * 7
+    for unit in range(7):
+        kept = np.sort(top[:, unit])[-20:]
+        np.testing.assert_array_equal(kept, np.sort(values[:, unit])[-20:])
+    np.testing.assert_array_equal(_read(values, "all"), values)
+
+
+@pytest.fixture
+def study(tmp_path):
+    """A study of two networks with rows that were made up."""
+    study = Study("toy", "runs", {name: None for name in ("gelu", "lwta")}, str(tmp_path))  # type: ignore[arg-type]
+    keys = [{"variant": name, "seed": seed} for name in ("gelu", "lwta") for seed in (0, 1)]
+    measured = {f"{m} {n}{e}": 0.25 for m in REPORTED for n in ("label", *CONTROLS) for e in ("", "_error")}
+    counts = {"units": 40, "labelled": 30, "selective": 10, "discoveries": 20, "distinct": 7.0}
+    counts |= {"mean_auroc": 0.75, "true_share": 0.5, "shuffled_share": np.nan}
+    rows = [
+        key
+        | {"readout": readout, "similarity": similarity, "reading": reading, "layer": layer}
+        | measured
+        | counts
+        for key in keys
+        for readout in ("cls", "mean", "patches")
+        for similarity in ("soft_wpmi", "cos_cubed")[: 1 if readout == "patches" else 2]
+        for reading in (("all", "top 4%") if key["variant"] == "gelu" else ("all",))
+        for layer in ("blocks.3.mlp.act", "all")
+    ]
+    frame = pd.DataFrame(rows)
+    frame.loc[(frame["variant"] == "lwta") & (frame["seed"] == 1), "correlation label"] = 0.75
+    frame.to_csv(tmp_path / "toy-labels.csv", index=False)
+    fired = {"fired in an image": 0.5, "units for 90 %": 12.0, "last layer": 384}
+    fired |= {f"overlap {w}{e}": 0.125 for w in ("within", "between") for e in ("", " at top 4%")}
+    pd.DataFrame([key | fired for key in keys]).to_csv(tmp_path / "toy-firing.csv", index=False)
+    trained = {"validate top1 argmax": 0.96875, "validate active, competing sites": 0.0417}
+    trained |= {"validate participation ratio": 0.03}
+    pd.DataFrame([key | trained for key in keys]).to_csv(tmp_path / "toy.csv", index=False)
+    return study
+
+
+def test_the_tables_hold_the_means_over_seeds(study, tmp_path):
+    page = write_tables(study)
+    text = page.read_text()
+    assert "| gelu | 96.9 % | 4.2 % | 3.0 % | 50.0 % | 0.12 / 0.12 | 0.125 / 0.125 | 12 of 384 |" in text
+    lines = [line for line in text.splitlines() if line.startswith("| lwta | 0.500 ± 0.250 | 0.250 ± 0.250")]
+    assert len(lines) == 5  # labels of two readouts by two similarities, and of patches by one
+    assert all("| 50 % | 25 % | 0.750 | 50 % (none) | 75 % | 7 |" in line for line in lines)
+    assert text.count("| gelu, at its top 4% |") == 5
+    assert "| lwta | 0.500 ± 0.250 | 0.500 ± 0.250 |" in text
+    assert (tmp_path / "toy.png").stat().st_size > 10_000
