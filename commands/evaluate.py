@@ -6,21 +6,22 @@ import sys
 from collections import Counter
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
-from commands.judging import Opened, held_out, open_judge, same_clip
+from commands.judging import Opened, generated_source, held_out, open_judge, same_clip
 from commands.options import JudgeOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import Subject, open_subject
-from lwta.dissect.evaluate import RATE, Judge, discoveries, judge_layer, means
+from lwta.dissect.evaluate import RATE, Judge, discoveries, judge_generated, judge_layer, means
 from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
 from lwta.dissect.final_layer import ClassScore, score_classes
-from lwta.dissect.labels import JUDGED, Labels, labels_for, texts_of, write_labels
-from lwta.dissect.metrics import TOP
+from lwta.dissect.labels import JUDGED, Labels, labels_for, read_labels, texts_of, write_labels
+from lwta.dissect.metrics import GENERATED, REPORTED, TOP
 from lwta.dissect.resampling import kept_labels
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs
 from lwta.errors import InputError
@@ -46,8 +47,7 @@ def evaluate(
     Args:
         labels: folder of the label table, where it is not the network's.
         probe: images to judge on, named as for label; where not given those that label --keep_back left,
-            other
-            images of the embedded world, or the run's test split.
+            other images of the embedded world, or the run's test split.
         top: share of the images that a unit is taken to respond to, for F1 and IoU.
         resamples: draws of other images and of other concepts, to see whether labels stay; 0 leaves it out.
     """
@@ -55,6 +55,60 @@ def evaluate(
         raise InputError(f"resamples is at least 0, and {resamples} is not")
     subject = open_subject(network)
     folder = Path(labels) if labels else subject.folder
+    known, asked = _labels(subject, folder, network, run)
+    bench = _bench(subject, known, asked, judge, run, probe)
+    table = discoveries(pd.concat(_judged(bench, top, resamples), ignore_index=True))
+    found = _found(bench, table)
+    write_evaluation(folder, found, table)
+    every = read_labels(folder)  # layers of which only some units are labelled were not judged, and stay
+    assert every is not None
+    write_labels(folder, every._replace(table=_joined(every.table, table)))
+    print(overview(found).to_string(index=False))
+    print("\n".join(sentences(found)))
+    print(
+        f"wrote {folder}/evaluation.csv, evaluation.json, and the scores into labels.parquet and labels.csv"
+    )
+
+
+class _Bench(NamedTuple):
+    """What is judged, on what, and by what.
+
+    Attributes:
+        subject: the network.
+        known: labels of whole layers.
+        asked: the question that they answer.
+        held: images that none was chosen from, with the judge's concepts.
+        opened: the judge.
+        generated: images that a generator made of concepts; None without.
+    """
+
+    subject: Subject
+    known: Labels
+    asked: Question
+    held: Question
+    opened: Opened
+    generated: Question | None
+
+    def seen(self, layer: str) -> Tensor:
+        """The images that decode and that the judge can tell of."""
+        seen = self.held.layer(layer).seen
+        return seen if self.opened.looked is None else seen[torch.isin(seen, self.opened.looked)]
+
+    def values(self, layer: str) -> np.ndarray:
+        """What was read of every image, (N, D)."""
+        values = self.held.layer(layer).values
+        assert values is not None
+        return values
+
+
+def _labels(
+    subject: Subject, folder: Path, network: NetworkOptions, run: PassOptions
+) -> tuple[Labels, Question]:
+    """The labels to judge and the question that they answer.
+
+    Raises:
+        InputError: where there are none, or what they were made from is no longer the same.
+    """
     named = f"--run {network.run}" if network.run else f"--model {network.model}"
     known = labels_for(folder, subject.identity["weights"], whole=True)
     if known is None:
@@ -65,8 +119,14 @@ def evaluate(
             f"what the labels in {folder} were made from has changed since; make them anew with dissect.py "
             f"label {named}"
         )
-    images = held_out(subject, known, probe)
-    opened: list[Opened] = []
+    return known, asked
+
+
+def _bench(
+    subject: Subject, known: Labels, asked: Question, judge: JudgeOptions, run: PassOptions, probe: str | None
+) -> _Bench:
+    """Run the network over the images to judge on."""
+    images, opened = held_out(subject, known, probe), []
 
     def source(of: Any) -> Any:
         opened.append(open_judge(subject, of, judge, asked, run.force))
@@ -74,82 +134,86 @@ def evaluate(
 
     kind = "max" if asked.readout.kind == "patches" else asked.readout.kind  # the same values
     options = LabelOptions(readout=kind, probe=images.spec, similarity="cos")
-    question = Question(subject, options, run, data=images.data, source=source)
+    held = Question(subject, options, run, data=images.data, source=source)
+    made = None
+    if judge.generated:
+        options = LabelOptions(readout=kind, probe=judge.generated, similarity="cos")
+        made = Question(subject, options, run, source=generated_source)
     if opened[0].said:
         print(opened[0].said, file=sys.stderr)
-    question.observe(subject.layers(list(known.units)))
-    found, table = _evaluated(subject, known, asked, question, opened[0], top, resamples)
-    write_evaluation(folder, found, table)
-    write_labels(folder, known._replace(table=_joined(known.table, table)))
-    print(overview(found).to_string(index=False))
-    print("\n".join(sentences(found)))
-    print(
-        f"wrote {folder}/evaluation.csv and evaluation.json, and the scores into labels.parquet and "
-        "labels.csv"
-    )
+    sites = subject.layers(list(known.units))
+    for question in (held, made):
+        if question is not None:
+            question.observe(sites)
+    return _Bench(subject, known, asked, held, opened[0], made)
 
 
-def _evaluated(
-    subject: Subject,
-    known: Labels,
-    asked: Question,
-    question: Question,
-    opened: Opened,
-    top: float,
-    resamples: int,
-) -> tuple[Evaluation, pd.DataFrame]:
-    """What is found of the labels, and the table of all units."""
-    circular = same_clip(opened.source, asked.source)
-    tables, values, seen = [], {}, torch.arange(0)
-    for layer, rows in known.table.groupby("layer", sort=False):
-        data = question.layer(str(layer))
-        assert data.values is not None
-        seen = data.seen if opened.looked is None else _both(data.seen, opened.looked)
-        judge = Judge(opened.source.names, data.presence, opened.told, opened.share, circular)
-        part = judge_layer(rows, data.values, judge, seen, top=top)
+def _judged(bench: _Bench, top: float, resamples: int) -> list[pd.DataFrame]:
+    """A row for each unit, layer by layer."""
+    circular = same_clip(bench.opened.source, bench.asked.source)
+    tables, source = [], bench.opened.source
+    for layer, rows in bench.known.table.groupby("layer", sort=False):
+        name = str(layer)
+        judge = Judge(
+            source.names, bench.held.layer(name).presence, bench.opened.told, bench.opened.share, circular
+        )
+        values, seen = bench.values(name), bench.seen(name)
+        part = judge_layer(rows, values, judge, seen, top=top)
+        if bench.generated is not None:
+            made = bench.generated.layer(name)
+            assert made.values is not None
+            shown = made.presence.part(made.seen).numpy() > 0
+            names = bench.generated.source.names
+            part = part.join(
+                judge_generated(rows, values[seen.numpy()], made.values[made.seen.numpy()], names, shown)
+            )
         if resamples:
-            asked.observe(subject.layers([str(layer)]))  # where its record is gone from the cache
+            bench.asked.observe(bench.subject.layers([name]))  # where its record is gone from the cache
             told = texts_of(rows.sort_values("unit"))
-            part = part.assign(**kept_labels(asked.labeler(), asked.layer(str(layer)), told, resamples))
+            kept = kept_labels(bench.asked.labeler(), bench.asked.layer(name), told, resamples)
+            part = part.join(kept)
         tables.append(part)
-        values[str(layer)] = data.values
-    table = discoveries(pd.concat(tables, ignore_index=True))
+    return tables
+
+
+def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
+    """What is said of all labels."""
+    layers = list(bench.known.units)
+    seen = bench.seen(layers[0])
+    generated = GENERATED if bench.generated is not None else ()
     found = Evaluation(
-        labels=known.identity,
-        judge=opened.told,
-        circular=circular,
-        probe=question.probe.spec,
+        labels=bench.known.identity,
+        judge=bench.opened.told,
+        circular=same_clip(bench.opened.source, bench.asked.source),
+        probe=bench.held.probe.spec,
         images=len(seen),
         units=len(table),
         scored=int(np.isfinite(table["correlation"].to_numpy(dtype=float)).sum()),
         unscored=dict(Counter(_reason(text) for text in table["unscored"].dropna().tolist())),
         discoveries=int((table["q_value"].to_numpy() <= RATE).sum()),
-        means=means(table).to_dict("records"),
-        kept_images=_mean(table["kept_images"].tolist()) if resamples else None,
-        kept_concepts=_mean(table["kept_concepts"].tolist()) if resamples else None,
-        classes=_classes(subject, known, asked),
+        means=means(table, (*REPORTED, *generated)).to_dict("records"),
+        kept_images=_mean(table, "kept_images"),
+        kept_concepts=_mean(table, "kept_concepts"),
+        classes=_classes(bench),
     )
-    presence = true_presence(question.probe.data)
-    if presence is not None:
-        read = {layer: torch.from_numpy(np.array(v[seen.numpy()])) for layer, v in values.items()}
-        told = known.table, read, CONCEPTS, presence[seen]
-        found = found._replace(
-            truth=score_labels(*told), pairs=score_pairs(*told, pairs_of(concept_pairs(), presence[seen]))
-        )
-    return found, table
-
-
-def _both(seen: torch.Tensor, looked: torch.Tensor) -> torch.Tensor:
-    return seen[torch.isin(seen, looked)]
+    presence = true_presence(bench.held.probe.data)
+    if presence is None:
+        return found
+    read = {layer: torch.from_numpy(np.array(bench.values(layer)[seen.numpy()])) for layer in layers}
+    told = bench.known.table, read, CONCEPTS, presence[seen]
+    pairs = pairs_of(concept_pairs(), presence[seen])
+    return found._replace(truth=score_labels(*told), pairs=score_pairs(*told, pairs))
 
 
 def _reason(text: str) -> str:
     return re.sub(r"^\d+ images", "too few images", text)
 
 
-def _mean(shares: list[float]) -> float:
-    """Of those that are known; NaN where none is."""
-    known = [share for share in shares if not math.isnan(share)]
+def _mean(table: pd.DataFrame, column: str) -> float | None:
+    """Of the shares that are known, NaN where none is; None where they were not asked for."""
+    if column not in table:
+        return None
+    known = [share for share in table[column].tolist() if not math.isnan(share)]
     return fmean(known) if known else math.nan
 
 
@@ -160,18 +224,18 @@ def _joined(labels: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return labels.drop(columns=[c for c in JUDGED if c in labels]).merge(found, "left", ["layer", "unit"])
 
 
-def _classes(subject: Subject, known: Labels, asked: Question) -> ClassScore | None:
+def _classes(bench: _Bench) -> ClassScore | None:
     """Of the layer that gives the logits, where it was labelled and its classes have names."""
-    names = subject.class_names
-    layers = [layer for layer, units in known.units.items() if names and units == len(names)]
-    head = next((layer for layer in layers if _gives_logits(subject, layer)), None)
+    names, source = bench.subject.class_names, bench.asked.source
+    layers = [layer for layer, units in bench.known.units.items() if names and units == len(names)]
+    head = next((layer for layer in layers if _gives_logits(bench.subject, layer)), None)
     if head is None or names is None:
         return None
-    source, embedded = asked.source, None
+    embedded = None
     if source.encoder is not None and source.texts is not None:
         texts = torch.nn.functional.normalize(source.texts, dim=1)
         embedded = source.names, texts, source.encoder.texts(names, source.templates)
-    return score_classes(known.table.query("layer == @head"), names, embedded)
+    return score_classes(bench.known.table.query("layer == @head"), names, embedded)
 
 
 @torch.no_grad()

@@ -162,6 +162,16 @@ def _clip(subject: Subject, probe: Probe, options: JudgeOptions, asked: Question
     return Opened(source, f"the CLIP {source.encoder.name}", options.shown)
 
 
+def generated_source(probe: Probe) -> Source:
+    """The concepts that images were generated of: the names of their folders, ``red_star`` for red star."""
+    names = [name.replace("_", " ") for name in probe_classes(probe.data) or []]
+    if not names:
+        raise InputError(
+            f"{probe.spec} holds no folder for each concept; put the images of red star into red_star"
+        )
+    return Source(names, {"concepts": f"generated {digest({'names': names})}"})
+
+
 def same_clip(judge: Source, asked: Source) -> bool:
     """Whether a judge's words were embedded by the model that chose the labels."""
 

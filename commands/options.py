@@ -98,6 +98,8 @@ class JudgeOptions:
         judge_tag: weights of the architecture, by open_clip's name or a file.
         judge_templates: prompts around a word.
         shown: images of the highest cosine that a judge takes to show a concept, as a share of all.
+        generated: folder with a folder of images for each concept, as a generator made them; CoSy's AUC and
+            MAD of these against the images judged on come beside the others.
     """
 
     annotations: str | None = None
@@ -105,6 +107,7 @@ class JudgeOptions:
     judge_tag: str | None = None
     judge_templates: str | list[str] = "{}"
     shown: float = 0.05
+    generated: str | None = None
 
 
 @dataclass(frozen=True)

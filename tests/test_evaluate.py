@@ -10,7 +10,15 @@ import torch
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lwta.dissect.evaluate import CONTROLS, FEWEST, Judge, discoveries, judge_layer, means
+from lwta.dissect.evaluate import (
+    CONTROLS,
+    FEWEST,
+    Judge,
+    discoveries,
+    judge_generated,
+    judge_layer,
+    means,
+)
 from lwta.dissect.metrics import REPORTED
 from lwta.dissect.presence import Classes, Cosines, Matrix
 from lwta.errors import InputError
@@ -241,3 +249,30 @@ def test_means_stand_beside_controls_with_standard_errors(world):
             assert row["ahead"] == pytest.approx(ahead.mean())
             assert row["ahead_error"] == pytest.approx(ahead.std(ddof=1) / len(ahead) ** 0.5)
     assert means(parts[0])["layer"].unique().tolist() == ["a"]
+
+
+# --- generated images ----------------------------------------------------------------------------
+
+
+def test_generated_images_are_held_against_those_judged_on_and_not_against_each_other():
+    rng = np.random.default_rng(4)
+    values, made = (
+        rng.standard_normal((100, 4)).astype(np.float32),
+        rng.standard_normal((36, 4)).astype(np.float32),
+    )
+    of = np.repeat([0, 1, 2], [12, 15, 9])
+    made += of[:, None]
+    rows = table(["red", "blue", "few", None], negative=(1,))
+    found = judge_generated(rows, values, made, ["red", "blue", "few"], of[:, None] == np.arange(3))
+    for unit, sign in ((0, 1), (1, -1)):
+        own, others = sign * made[of == unit, unit], sign * values[:, unit]
+        expected = roc_auc_score(np.arange(100 + len(own)) >= 100, np.concatenate([others, own]))
+        assert found["generated_auroc"][unit] == pytest.approx(expected)
+        mad = (own.mean() - others.mean()) / others.std(ddof=1)
+        assert found["generated_mad"][unit] == pytest.approx(mad, rel=1e-5)
+    assert found.loc[2:].isna().all(axis=None)  # nine images are too few, and one unit has no label
+    assert not found.loc[:1].isna().any(axis=None)
+    names = [
+        f"{start}generated_{m}" for start in ("", *(f"{c}_" for c in CONTROLS)) for m in ("auroc", "mad")
+    ]
+    assert sorted(found.columns) == sorted(names)

@@ -348,6 +348,46 @@ def test_labels_that_are_pairs_are_judged_by_pairs(run):
     assert found.pairs is not None
 
 
+def test_generated_images_of_each_concept_may_judge_too(by_colour, more, tmp_path, capsys):
+    rng = np.random.default_rng(9)
+    for name in ("red", "green"):  # blue was forgotten
+        (tmp_path / "made" / name).mkdir(parents=True)
+        for i in range(12):
+            coloured_image(COLOURS[name], rng).save(tmp_path / "made" / name / f"{i}.png")
+    plain, _ = judge(by_colour, f"--probe={more}")
+    table, found = judge(by_colour, f"--probe={more}", f"--generated={tmp_path / 'made'}")
+    pd.testing.assert_frame_equal(table[plain.columns], plain)
+    judged = table["generated_auroc"].notna()
+    assert set(table.loc[judged, "label"]) == {"red", "green"}
+    assert (judged == table["label"].isin(["red", "green"])).all()
+    row = found.mean("generated_auroc")
+    assert (row["units"], row["label"]) == (judged.sum(), pytest.approx(table["generated_auroc"].mean()))
+    said = capsys.readouterr().out
+    assert "generated_auroc" in said
+    assert "generated_mad" in said
+    (tmp_path / "loose").mkdir()
+    coloured_image(COLOURS["red"], rng).save(tmp_path / "loose" / "a.png")
+    message = refused(
+        dissect.main,
+        ["evaluate", f"--run={by_colour}", f"--probe={more}", f"--generated={tmp_path / 'loose'}"],
+    )
+    assert "holds no folder for each concept; put the images of red star into red_star" in message
+
+
+def test_layers_of_which_some_units_are_labelled_stay_in_the_table(run):
+    labels = read_labels(run)
+    again = labels.table.copy()
+    half = again[again["unit"] < 48].assign(layer="blocks.9.mlp.act")
+    units = labels.units | {"blocks.9.mlp.act": 96}
+    write_labels(run, labels._replace(table=pd.concat([again, half]), units=units))
+    table, _ = judge(run, f"--probe={OTHERS}")
+    assert len(table) == 96
+    after = read_labels(run)
+    assert (after.table["layer"] == "blocks.9.mlp.act").sum() == 48
+    assert after.units == units
+    assert after.table[JUDGED[1]].notna().any()
+
+
 # --- class units, and networks without a run -----------------------------------------------------
 
 

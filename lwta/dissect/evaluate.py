@@ -22,8 +22,8 @@ from scipy.stats import false_discovery_control
 from torch import Tensor
 
 from lwta.dissect.labels import texts_of
-from lwta.dissect.metrics import REPORTED, TOP, Responses, Shown, measure, p_values
-from lwta.dissect.presence import Presence
+from lwta.dissect.metrics import GENERATED, REPORTED, TOP, Responses, Shown, measure, p_values
+from lwta.dissect.presence import Matrix, Presence
 from lwta.errors import InputError
 
 CONTROLS = ("constant", "shuffled", "random")
@@ -113,6 +113,39 @@ def judge_layer(
     for name, column in found.items():
         columns[name][scored] = column
     return table.assign(**columns)
+
+
+def judge_generated(
+    rows: pd.DataFrame,
+    values: np.ndarray,
+    made: np.ndarray,
+    names: list[str],
+    shown: np.ndarray,
+    *,
+    draws: int = 3,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """AUROC and MAD of images made of a concept against those judged on, of which none counts as showing it.
+
+    Args:
+        rows: of the label table, all units of the layer.
+        values: (N, D), of the images judged on.
+        made: (G, D), of the generated images.
+        names: K concepts that images were made of.
+        shown: bool (G, K), which each was made of.
+        draws, seed: as in :func:`judge_layer`.
+
+    Returns:
+        A row for each unit, in order: generated_auroc and generated_mad, and those of each control.
+    """
+    # What was made of other concepts is left out, as what nobody looked at.
+    presence = np.concatenate([np.zeros((len(values), len(names))), np.where(shown, 1, np.nan)])
+    judge = Judge(names, Matrix(presence.astype(np.float32)), "generated images")
+    found = judge_layer(rows, np.concatenate([values, made]), judge, draws=draws, seed=seed)
+    plain = [name.removeprefix("generated_") for name in GENERATED]
+    own = {name: new for name, new in zip(plain, GENERATED, strict=True)}
+    controls = {f"{c}_{name}": f"{c}_{new}" for c in CONTROLS for name, new in own.items()}
+    return found[[*own, *controls]].set_axis([*own.values(), *controls.values()], axis=1)
 
 
 def _columns() -> list[str]:

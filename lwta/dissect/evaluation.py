@@ -9,7 +9,7 @@ import pandas as pd
 
 from lwta.dissect.evaluate import CONTROLS, RATE
 from lwta.dissect.final_layer import ClassScore
-from lwta.dissect.metrics import REPORTED
+from lwta.dissect.metrics import GENERATED, REPORTED
 from lwta.dissect.store import write_whole
 from lwta.dissect.truth import PairScore, TruthScore
 from lwta.errors import InputError
@@ -116,7 +116,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check(found: Evaluation) -> None:
-    if {row["metric"] for row in found.means} != set(REPORTED) or not isinstance(found.judge, str):
+    if not {row["metric"] for row in found.means} >= set(REPORTED) or not isinstance(found.judge, str):
         raise ValueError("an evaluation of other metrics")
 
 
@@ -145,7 +145,8 @@ def overview(found: Evaluation) -> pd.DataFrame:
     """Means of the labels beside those of the controls, as text: a row for each metric over all layers, then
     one for the correlation of each layer."""
     layers = [row for row in found.means if row["metric"] == REPORTED[0]]
-    rows = [(metric, found.mean(metric)) for metric in REPORTED]
+    told = {row["metric"] for row in found.means}
+    rows = [(metric, found.mean(metric)) for metric in (*REPORTED, *GENERATED) if metric in told]
     if len(layers) > 1:
         rows += [(f"{REPORTED[0]}, {row['layer']}", row) for row in layers if row["layer"] != "all"]
     return pd.DataFrame(

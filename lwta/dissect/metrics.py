@@ -192,6 +192,8 @@ METRICS = {
 
 #: Those that labels are judged by, the first above all.
 REPORTED = ("correlation", "auroc", "auprc", "f1", "iou", "mad")
+#: CoSy's, of generated images against those judged on (arXiv 2405.20331).
+GENERATED = ("generated_auroc", "generated_mad")
 
 
 def measure(a: Responses, c: Shown, metrics: Sequence[str] = REPORTED) -> dict[str, np.ndarray]:
