@@ -143,9 +143,9 @@ def judge_generated(
     judge = Judge(names, Matrix(presence.astype(np.float32)), "generated images")
     found = judge_layer(rows, np.concatenate([values, made]), judge, draws=draws, seed=seed)
     plain = [name.removeprefix("generated_") for name in GENERATED]
-    own = {name: new for name, new in zip(plain, GENERATED, strict=True)}
+    own = dict(zip(plain, GENERATED, strict=True))
     controls = {f"{c}_{name}": f"{c}_{new}" for c in CONTROLS for name, new in own.items()}
-    return found[[*own, *controls]].set_axis([*own.values(), *controls.values()], axis=1)
+    return pd.DataFrame({new: found[name] for name, new in (own | controls).items()})
 
 
 def _columns() -> list[str]:
