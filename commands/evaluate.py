@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from commands.judging import Opened, generated_source, held_out, open_judge, same_clip
+from commands.judging import HeldOut, Opened, generated_source, held_out, open_judge, same_clip
+from commands.label import say_broken
 from commands.options import JudgeOptions, LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.subject import Subject, open_subject
@@ -21,7 +22,7 @@ from lwta.dissect.evaluate import RATE, Judge, discoveries, judge_generated, jud
 from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
 from lwta.dissect.final_layer import ClassScore, score_classes
 from lwta.dissect.labels import JUDGED, Labels, labels_for, read_labels, texts_of, write_labels
-from lwta.dissect.metrics import GENERATED, REPORTED, TOP
+from lwta.dissect.metrics import GENERATED, REPORTED, TOP, check_top
 from lwta.dissect.resampling import kept_labels
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs
 from lwta.errors import InputError
@@ -35,6 +36,7 @@ def evaluate(
     run: PassOptions,
     labels: str | None = None,
     probe: str | None = None,
+    probe_args: dict[str, Any] | None = None,
     top: float = TOP,
     resamples: int = 10,
 ) -> None:
@@ -48,20 +50,24 @@ def evaluate(
         labels: folder of the label table, where it is not the network's.
         probe: images to judge on, named as for label; where not given those that label --keep_back left,
             other images of the embedded world, or the run's test split.
+        probe_args: further arguments of timm's dataset factory, as for label.
         top: share of the images that a unit is taken to respond to, for F1 and IoU.
         resamples: draws of other images and of other concepts, to see whether labels stay; 0 leaves it out.
     """
     if resamples < 0:
         raise InputError(f"resamples is at least 0, and {resamples} is not")
+    check_top(top)
     subject = open_subject(network)
     folder = Path(labels) if labels else subject.folder
     known, asked = _labels(subject, folder, network, run)
-    bench = _bench(subject, known, asked, judge, run, probe)
+    images = held_out(subject, known, probe, probe_args)
+    bench = _bench(subject, known, asked, judge, run, images, bool(resamples))
     table = discoveries(pd.concat(_judged(bench, top, resamples), ignore_index=True))
     found = _found(bench, table)
     write_evaluation(folder, found, table)
     every = read_labels(folder)  # layers of which only some units are labelled were not judged, and stay
-    assert every is not None
+    if every is None or every.identity != known.identity:
+        raise InputError(f"the labels in {folder} were replaced while they were judged; judge them again")
     write_labels(folder, every._replace(table=_joined(every.table, table)))
     print(overview(found).to_string(index=False))
     print("\n".join(sentences(found)))
@@ -123,13 +129,21 @@ def _labels(
 
 
 def _bench(
-    subject: Subject, known: Labels, asked: Question, judge: JudgeOptions, run: PassOptions, probe: str | None
+    subject: Subject,
+    known: Labels,
+    asked: Question,
+    judge: JudgeOptions,
+    run: PassOptions,
+    images: HeldOut,
+    again: bool,
 ) -> _Bench:
-    """Run the network over the images to judge on."""
-    images, opened = held_out(subject, known, probe), []
+    """Run the network over the images to judge on, and ``again`` over those that labels came from where
+    what was
+    found there is gone from the cache."""
+    opened: list[Opened] = []
 
     def source(of: Any) -> Any:
-        opened.append(open_judge(subject, of, judge, asked, run.force))
+        opened.append(open_judge(subject, of, images.own, judge, asked, run.force))
         return opened[0].source
 
     kind = "max" if asked.readout.kind == "patches" else asked.readout.kind  # the same values
@@ -142,9 +156,10 @@ def _bench(
     if opened[0].said:
         print(opened[0].said, file=sys.stderr)
     sites = subject.layers(list(known.units))
-    for question in (held, made):
+    for question in (held, made, asked if again else None):
         if question is not None:
             question.observe(sites)
+    say_broken(held, next(iter(sites)))
     return _Bench(subject, known, asked, held, opened[0], made)
 
 
@@ -168,7 +183,6 @@ def _judged(bench: _Bench, top: float, resamples: int) -> list[pd.DataFrame]:
                 judge_generated(rows, values[seen.numpy()], made.values[made.seen.numpy()], names, shown)
             )
         if resamples:
-            bench.asked.observe(bench.subject.layers([name]))  # where its record is gone from the cache
             told = texts_of(rows.sort_values("unit"))
             kept = kept_labels(bench.asked.labeler(), bench.asked.layer(name), told, resamples)
             part = part.join(kept)

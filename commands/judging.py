@@ -1,6 +1,6 @@
 """What labels are judged on: images that none of them was chosen from, and what tells what these show."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from lwta.dissect.truth import pairs_of
 from lwta.dissect.words import WordList
 from lwta.errors import InputError
 from models.images import image_name
-from models.probes import probe_classes, share_images, split_back, true_presence
+from models.probes import probe_classes, share_images, split_back, split_part, true_presence
 from models.run import class_names
 from models.shapes import CONCEPTS, HELD_OUT, concept_pairs
 
@@ -49,13 +49,17 @@ class HeldOut(NamedTuple):
     Attributes:
         spec: what they are called.
         data: the images.
+        own: whether they are of the run's own data.
     """
 
     spec: str
     data: Dataset
+    own: bool
 
 
-def held_out(subject: Subject, known: Labels, probe: str | None) -> HeldOut:
+def held_out(
+    subject: Subject, known: Labels, probe: str | None, probe_args: dict[str, Any] | None = None
+) -> HeldOut:
     """The images to judge on: those asked for, or else those that label kept back, other images of the
     embedded world, or the run's test split.
 
@@ -66,7 +70,8 @@ def held_out(subject: Subject, known: Labels, probe: str | None) -> HeldOut:
     spec = options.probe or "validate"
     whole = subject.probe(spec, options.probe_args)
     if probe is None and options.keep_back:
-        return HeldOut(f"the images of {spec} that label kept back", split_back(whole, options.keep_back)[1])
+        kept = split_back(whole, options.keep_back)[1]
+        return HeldOut(f"{spec} that label kept back", kept, subject.is_split(spec))
     used = split_back(whole, options.keep_back)[0] if options.keep_back else whole
     asked = probe or _other(subject, used)
     if asked is None:
@@ -74,14 +79,15 @@ def held_out(subject: Subject, known: Labels, probe: str | None) -> HeldOut:
             f"labels were chosen from all of {spec}; name other images with --probe, or keep some back with "
             "dissect.py label --keep_back 0.5"
         )
-    data = subject.probe(asked, options.probe_args)
+    alike = split_part(asked)[0] == split_part(spec)[0]
+    data = subject.probe(asked, probe_args or (options.probe_args if alike else {}))
     if share_images(used, data):
         raise InputError(
             f"labels were chosen from {spec}, which shares images with {asked}; name others with --probe, "
             "or keep "
             "some back with dissect.py label --keep_back 0.5"
         )
-    return HeldOut(asked, data)
+    return HeldOut(asked, data, subject.is_split(asked))
 
 
 def _other(subject: Subject, used: Dataset) -> str | None:
@@ -93,13 +99,14 @@ def _other(subject: Subject, used: Dataset) -> str | None:
 
 
 def open_judge(
-    subject: Subject, probe: Probe, options: JudgeOptions, asked: Question, force: bool = False
+    subject: Subject, probe: Probe, own: bool, options: JudgeOptions, asked: Question, force: bool = False
 ) -> Opened:
     """What tells which of the held-out images show a concept.
 
     Args:
         subject: whose classes may be the concepts.
         probe: the held-out images.
+        own: whether they are of the run's own data.
         options: what was asked for.
         asked: the question that the labels answer.
         force: make embeddings of words anew.
@@ -118,7 +125,7 @@ def open_judge(
     presence = true_presence(probe.data)
     if presence is not None:
         return Opened(_factors(presence, asked.source.names), "the factors of the embedded world")
-    classes = class_names(subject.run) if probe.own and subject.run else probe_classes(probe.data) or []
+    classes = class_names(subject.run) if own and subject.run else probe_classes(probe.data) or []
     if len(classes) >= 2 and words <= {name.casefold() for name in classes}:
         return Opened(
             Source(classes, {"concepts": f"classes {digest({'names': classes})}"}), "the images' classes"
@@ -159,7 +166,10 @@ def _clip(subject: Subject, probe: Probe, options: JudgeOptions, asked: Question
     labels = LabelOptions(tag=options.judge_tag, templates=options.judge_templates)
     source = word_source(words, probe, labels, options.judge, asked.cache, force, subject.device)
     assert source.encoder is not None
-    return Opened(source, f"the CLIP {source.encoder.name}", options.shown)
+    told = f"the CLIP {source.encoder.name}"
+    if asked.source.texts is not None and asked.source.encoder is None:
+        told += ", of which it is not known whether it also chose the labels,"
+    return Opened(source, told, options.shown)
 
 
 def generated_source(probe: Probe) -> Source:

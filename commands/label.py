@@ -56,7 +56,7 @@ def keep(folder: Path, found: Labels) -> Labels:
         print(f"replaced {folder}/labels.parquet, which could not be read", file=sys.stderr)
         known = None
     if known is not None and known.identity == found.identity:
-        found = found.joined(known)
+        found = found.judged_as(known).joined(known)
     elif known is not None and (lost := [name for name in known.units if name not in found.units]):
         print(f"replaced the labels of {', '.join(lost)} too: they were made otherwise", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)

@@ -30,6 +30,8 @@ class Probe:
         spec: what was asked for.
         own: whether it is a split of the run's data.
         data: map-style images.
+        whole: how many were named, of which some may be kept back.
+        numbers: of the images among those; None for all.
 
     Raises:
         InputError: where no images were named, or there are none.
@@ -41,13 +43,23 @@ class Probe:
             raise InputError("name the images to label on with --probe, such as a folder")
         self.spec, self.own = spec, data is None and subject.is_split(spec)
         self.data = subject.probe(spec, labels.probe_args) if data is None else data
-        if labels.keep_back and data is None:
-            self.data = split_back(self.data, labels.keep_back)[0]
+        self.whole, self.numbers = len(self), None
+        if labels.keep_back:
+            if data is not None:
+                raise InputError(
+                    "keep_back is of images that --probe names; split images of your own yourself"
+                )
+            self.data = part = split_back(self.data, labels.keep_back)[0]
+            self.numbers = part.indices
         if not len(self):
             raise InputError(f"the probe set {spec} holds no image; name another with --probe")
 
     def __len__(self) -> int:
         return len(IndexedImages(self.data, lambda image: image))
+
+    def rows(self, values: np.ndarray) -> np.ndarray:
+        """The rows of these images from those of all that were named."""
+        return values if self.numbers is None else values[np.array(self.numbers)]
 
     @cached_property
     def identity(self) -> str:

@@ -136,8 +136,8 @@ def _classes(subject: Subject, probe: Probe) -> list[str]:
 
 
 def _table(path: str, probe: Probe) -> Source:
-    names, matrix = read_concepts(path, len(probe))
-    values = matrix.numpy()
+    names, matrix = read_concepts(path, probe.whole)
+    values = probe.rows(matrix.numpy())
     return Source(
         names, {"concepts": digest({"names": names, "values": content_hash(values)})}, images=values
     )
@@ -145,7 +145,8 @@ def _table(path: str, probe: Probe) -> Source:
 
 def _pair(path: str, probe: Probe) -> Source:
     names, images, texts = read_pair(path)
-    image_rows(images, len(probe))
+    image_rows(images, probe.whole)
+    images = probe.rows(images)
     _matched(images, texts)
     concepts = digest({"names": names, "images": content_hash(images), "texts": content_hash(texts)})
     return Source(names, {"concepts": concepts}, torch.from_numpy(np.array(texts, dtype=np.float32)), images)
@@ -173,7 +174,8 @@ def word_source(
     if clip is not None:
         from lwta.dissect.encoder import load_encoder, read_templates  # open_clip takes a second to import
 
-        if clip == "shapes" and (foreign := [name for name in names if name not in {*CONCEPTS, *_pairs()}]):
+        known = {*CONCEPTS, *_pairs()}
+        if clip == "shapes" and (foreign := [name for name in names if name not in known]):
             print(
                 f"warning: the CLIP that ships knows the {len(CONCEPTS)} words of the embedded world and "
                 f"nothing else, such as {foreign[0]!r}; labels by other words mean little",
@@ -203,7 +205,8 @@ def word_source(
         texts = embedded_texts(encoder, names, templates, identity, cache, force)
     if options.image_embeddings:
         images = read_embeddings(options.image_embeddings, "image").vectors
-        image_rows(images, len(probe))
+        image_rows(images, probe.whole)
+        images = probe.rows(images)
         identity["image_embeddings"] = content_hash(images)
         _matched(images, texts.numpy())
     return Source(names, identity, texts, images, encoder, templates)

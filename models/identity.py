@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pyarrow.compute import call_function
+from pyarrow.compute import SliceOptions, call_function
 from timm.data.readers.reader_hfds import ReaderHfds
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
@@ -19,6 +19,7 @@ from models.data import dataset_classes
 from models.images import UNDECODABLE, image_name, read_image
 from models.shapes import Shapes
 
+_END = 256  # bytes of an image in a table that tell it from others of its size
 _DECODED = 32  # images whose pixels enter the identity
 
 
@@ -143,14 +144,16 @@ def split_back(data: Dataset, share: float) -> tuple[Slice, Slice]:
 
 
 def share_images(one: Dataset, other: Dataset) -> bool:
-    """Whether some image is in both, as far as it can be told without decoding them: images of one dataset by
-    their numbers, of the embedded world by theirs, files by their paths."""
+    """Whether some image is in both, as far as it can be told without decoding them: files by their paths,
+    images
+    in tables by their size and last bytes, of one dataset of another kind by their numbers."""
     (a, mine), (b, theirs) = _whole(one), _whole(other)
     if isinstance(a, Shapes) and isinstance(b, Shapes):
         return bool(_rendered(a, mine) & _rendered(b, theirs))
-    files = _paths(a, mine), _paths(b, theirs)
-    if files[0] and files[1]:
-        return bool(files[0] & files[1])
+    for told in (_paths, _rows):
+        files = told(a, mine), told(b, theirs)
+        if files[0] and files[1]:
+            return bool(files[0] & files[1])
     return probe_identity(a) == probe_identity(b) and bool(set(mine) & set(theirs))
 
 
@@ -181,3 +184,18 @@ def _paths(data: Dataset, numbers: Sequence[int]) -> set[str]:
     reader = getattr(data, "reader", None)
     samples = getattr(reader if isinstance(reader, ReaderImageFolder) else data, "samples", None)
     return {os.path.realpath(samples[i][0]) for i in numbers} if isinstance(samples, list) else set()
+
+
+def _rows(data: Dataset, numbers: Sequence[int]) -> set[tuple[int, bytes]]:
+    """Size and last bytes of some images in a table; none where images lie in none."""
+    reader = getattr(data, "reader", None)
+    if not isinstance(reader, ReaderHfds):
+        return set()
+    table = reader.dataset.select_columns([reader.image_key]).with_format("arrow")
+    found: set[tuple[int, bytes]] = set()
+    for chunk in table[_selected(numbers)][reader.image_key].chunks:
+        held = chunk.field("bytes")
+        sizes = call_function("binary_length", [held]).to_pylist()
+        ends = call_function("binary_slice", [held], SliceOptions(start=-_END)).to_pylist()
+        found |= {(size, end) for size, end in zip(sizes, ends, strict=True) if size}
+    return found

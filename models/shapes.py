@@ -143,7 +143,7 @@ def concept_pairs() -> dict[tuple[int, int], str]:
     """Places in :data:`CONCEPTS` of all values of two different factors -> the pair in words.
 
     >>> len(concept_pairs()), list(concept_pairs().values())[:2]
-    (651, ['red circle', 'orange circle'])
+    (826, ['red circle', 'orange circle'])
     """
     factors = [(factor, value) for factor, values in FACTORS.items() for value in values]
     return {

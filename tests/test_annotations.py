@@ -114,7 +114,7 @@ A = {"image": ["a.png"]}
         (A | {"red": [-0.5]}, "is -0.5; it lies in"),
         (A | {"red": [np.inf]}, "is inf; it lies in"),
         (A, "has no column but 'image'"),
-        (A | {"red": [1], "red ": [1]}, "names the concept 'red' twice"),
+        (A | {"red": [1], "Red ": [1]}, "names the concept 'Red' twice"),
         ({"image": ["a.png"] * 2, "concept": ["red"] * 2}, "lists 'red' twice for the image 'a.png'"),
         (A | {"concept": ["red"], "time": [3]}, "the column 'time' beside image, concept and present"),
         (A | {"concept": ["red"], "present": ["y"]}, "holds something else than numbers from 0 to 1"),

@@ -15,6 +15,8 @@ import dissect
 from lwta.dissect.evaluation import read_evaluation
 from lwta.dissect.labels import JUDGED, read_labels, write_labels
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs, true_concepts
+from lwta.errors import InputError
+from models.probes import split_back
 from models.run import load_run
 from models.shapes import CONCEPTS, Shapes, concept_pairs
 from tests.conftest import COLOURS, TinyRun, coloured_image, refused, write_clip
@@ -94,7 +96,7 @@ def test_every_number_is_that_of_the_images_of_the_split(run, capsys, split):
     pairs = score_pairs(labels, values, CONCEPTS, presence, pairs_of(concept_pairs(), presence))
     assert found.pairs == pytest.approx(pairs, nan_ok=True)
     said = capsys.readouterr().out
-    assert f"on the {len(presence)} images of {split}, from which no label was chosen" in said
+    assert f"on {len(presence)} images of {split}, from which no label was chosen" in said
     assert all(name in said for name in ("constant", "shuffled", "random"))
 
 
@@ -141,7 +143,7 @@ def test_true_labels_are_found_true_and_false_ones_false(run, capsys):
         assert (
             f"{int(truth.any(1).sum())} selective units, {int((~truth.any(1)).sum())} not selective" in said
         )
-        assert f"; {share} of the selective ones carry a true label" in said
+        assert f"; {share} ± 0.0 of the selective ones carry a true label" in said
 
 
 def test_scores_join_the_label_table_and_a_new_judgement_replaces_them(run):
@@ -157,7 +159,17 @@ def test_scores_join_the_label_table_and_a_new_judgement_replaces_them(run):
     again, _ = judge(run, "--probe=validation[200:260]")
     assert not np.allclose(again["auroc"].dropna().mean(), table["auroc"].dropna().mean())
     np.testing.assert_allclose(read_labels(run).table[JUDGED[1]], again["auroc"])
+    dissect.main(["label", f"--run={run}"])  # the same labels, of which the same holds
+    pd.testing.assert_frame_equal(
+        read_labels(run).table[JUDGED], after_again := pd.read_csv(run / "labels.csv")[JUDGED]
+    )
+    np.testing.assert_allclose(after_again[JUDGED[1]], again["auroc"])
+    changed = read_labels(run)
+    write_labels(run, changed._replace(table=changed.table.assign(label="red")))
     dissect.main(["label", f"--run={run}"])
+    kept = read_labels(run).table
+    assert kept.loc[kept["label"] != "red", JUDGED].isna().all(axis=None)
+    dissect.main(["label", f"--run={run}", "--similarity=wpmi"])
     assert read_labels(run).table[JUDGED].isna().all(axis=None)
 
 
@@ -218,7 +230,7 @@ def test_images_kept_back_are_those_that_labels_are_judged_on(run):
     assert labels.exemplars["image"].max() < 60
     assert labels.options["keep_back"] == 0.4
     _, found = judge(run)
-    assert (found.images, found.probe) == (40, "the images of validation[:100] that label kept back")
+    assert (found.images, found.probe) == (40, "validation[:100] that label kept back")
     _, found = judge(run, f"--probe={OTHERS}")
     assert found.probe == OTHERS
     message = refused(dissect.main, ["evaluate", f"--run={run}", "--probe=validation[:30]"])
@@ -237,6 +249,53 @@ def test_other_keepings_are_other_labels(run):
 def test_a_share_that_leaves_nothing_is_refused(run, share):
     message = refused(dissect.main, ["label", f"--run={run}", f"--keep_back={share}"])
     assert "it lies between 0 and 1" in message
+
+
+def test_measured_concepts_and_embeddings_are_of_all_images_also_where_some_are_kept_back(run, tmp_path):
+    presence = Shapes("validation[:100]").presence().numpy()
+    pd.DataFrame(presence, columns=CONCEPTS).to_csv(tmp_path / "told.csv", index=False)
+    asked = ["label", f"--run={run}", "--probe=validation[:100]", "--keep_back=0.4"]
+    dissect.main([*asked, f"--concepts={tmp_path / 'told.csv'}"])
+    found = read_labels(run)
+    stays, _ = split_back(Shapes("validation[:100]", 32), 0.4)
+    (tmp_path / "part.csv").write_text(
+        pd.DataFrame(presence[stays.indices], columns=CONCEPTS).to_csv(index=False)
+    )
+    message = refused(dissect.main, [*asked, f"--concepts={tmp_path / 'part.csv'}"])
+    assert "has 60 rows and the probe set 100 images" in message
+    np.save(tmp_path / "images.npy", presence)
+    np.save(tmp_path / "texts.npy", np.eye(len(CONCEPTS), dtype=np.float32))
+    (tmp_path / "words.txt").write_text("\n".join(CONCEPTS))
+    files = [f"--image_embeddings={tmp_path / 'images.npy'}", f"--text_embeddings={tmp_path / 'texts.npy'}"]
+    dissect.main([*asked, f"--concepts={tmp_path / 'words.txt'}", *files, "--similarity=cos"])
+    by_file = read_labels(run).table["label"]
+    dissect.main([*asked, f"--concepts={tmp_path / 'told.csv'}", "--similarity=cos"])
+    assert by_file.equals(read_labels(run).table["label"])
+    assert found.options["keep_back"] == 0.4
+
+
+def test_images_of_ones_own_are_not_kept_back(toys):
+    with pytest.raises(InputError, match="keep_back is of images that --probe names"):
+        dissect.dissect(
+            network().model,
+            probe=Shapes("validation[:60]", 32),
+            concepts="shapes",
+            clip="shapes",
+            keep_back=0.5,
+        )
+
+
+def test_splits_of_one_table_that_overlap_are_refused(parquet_folder, tmp_path):
+    table = TinyRun(parquet_folder, tmp_path / "run")
+    splits = {"train": "train[:30]", "val": "train[20:40]", "test": "train[40:]"}
+    named = {f"data__{stage}_split": split for stage, split in splits.items()}
+    keys = "{input_key: img, target_key: label}"
+    table.fit(trainer__max_epochs=1, data__name="hfds", data__dataset_args=keys, **named)
+    dissect.main(["label", f"--run={table.folder}", "--probe=validate"])
+    for probe in ("train", "train[25:35]"):
+        message = refused(dissect.main, ["evaluate", f"--run={table.folder}", f"--probe={probe}"])
+        assert f"labels were chosen from validate, which shares images with {probe}" in message
+    dissect.main(["evaluate", f"--run={table.folder}", "--resamples=0"])  # the test split shares none
 
 
 # --- what judges ---------------------------------------------------------------------------------
@@ -470,6 +529,29 @@ def test_labels_of_other_weights_are_not_judged(run):
     checkpoint = torch.load(best, weights_only=True)
     torch.save(checkpoint | {"global_step": -1}, best)
     assert "was made from other weights" in refused(dissect.main, ["evaluate", f"--run={run}"])
+
+
+@pytest.mark.parametrize("scored", [0, 1])
+def test_pages_and_comparisons_stand_where_hardly_a_label_could_be_judged(run, scored, capsys):
+    labels = read_labels(run)
+    place = judge(run, f"--probe={OTHERS}")[0]["correlation"].first_valid_index()
+    label = [text if scored and k == place else None for k, text in enumerate(labels.table["label"])]
+    write_labels(run, labels._replace(table=labels.table.assign(label=label)))
+    _, found = judge(run, f"--probe={OTHERS}")
+    assert found.scored == scored
+    dissect.main(["report", f"--run={run}"])
+    dissect.main(["compare", str(run), f"--out={run / 'compared'}"])
+    said = capsys.readouterr().out
+    assert f"{scored} of {scored}" in said
+
+
+def test_words_are_compared_without_regard_to_case_by_judge_and_truth_alike(run):
+    before = judge(run, f"--probe={OTHERS}")[1]
+    labels = read_labels(run)
+    write_labels(run, labels._replace(table=labels.table.assign(label=labels.table["label"].str.upper())))
+    after = judge(run, f"--probe={OTHERS}")[1]
+    assert str(after.truth) == str(before.truth)
+    assert after.scored == before.scored > 0
 
 
 def test_a_damaged_evaluation_is_written_anew(run):

@@ -60,7 +60,7 @@ def test_a_damaged_file_is_refused_with_the_remedy(tmp_path, change):
 
 def test_every_mean_stands_beside_its_controls(tmp_path):
     told = overview(FOUND)
-    assert told.columns.tolist() == ["metric", "units", "label", *CONTROLS]
+    assert told.columns.tolist() == ["metric", "units", "label", *CONTROLS, "over shuffled"]
     assert told["metric"].tolist() == [*REPORTED, "correlation, a", "correlation, b"]
     assert told.iloc[0].tolist() == [
         "correlation",
@@ -69,6 +69,7 @@ def test_every_mean_stands_beside_its_controls(tmp_path):
         "0.350 ± 0.020",
         "0.250 ± 0.030",
         "0.150 ± 0.040",
+        "0.050 ± 0.050",
     ]
     assert told.iloc[6].tolist()[:3] == ["correlation, a", "4", "0.500 ± 0.010"]
     assert len(overview(FOUND._replace(means=means_of("a")))) == len(REPORTED)
@@ -82,7 +83,10 @@ def test_what_was_found_is_told_in_sentences():
     )
     assert said[1] == "7 of those labels are better than chance, at a false discovery rate of 0.05"
     assert said[2] == "not judged: 2 units, no label; 1 units, too few images show it, fewer than 10"
-    assert "75 % of draws of other images, and in 90 % of draws of other concepts" in said[3]
+    assert "75 % of draws of other images and in 90 % of draws of other concepts that hold it" in said[3]
     assert [s.split(" ")[0] for s in said[4:]] == ["5", "0", "head:"]
     assert len(sentences(FOUND)) == 3
+    for share in (None, math.nan):  # no draw held a label, or the similarity does not depend on the others
+        told = sentences(WHOLE._replace(kept_concepts=share))[3]
+        assert told == "a label stays the same in 75 % of draws of other images"
     assert "(circular: it also chose the labels)" in sentences(FOUND._replace(circular=True))[0]

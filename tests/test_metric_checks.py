@@ -48,7 +48,7 @@ def test_the_draws_are_seeded():
     assert not np.allclose(first["missing"], other["missing"])
 
 
-@pytest.mark.parametrize("share", [0, -0.1, 0.6, 0.00001])
+@pytest.mark.parametrize("share", [0, -0.1, 0.5, 0.6, 0.019])
 def test_frequencies_without_a_half_to_take_or_room_to_double_are_refused(share):
     with pytest.raises(InputError, match="leaves no half to take away or no room to double"):
         check_metrics((0.1, share), images=1_000)

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from scipy.stats import mannwhitneyu, pearsonr
+from scipy.stats import false_discovery_control, fisher_exact, mannwhitneyu, pearsonr
 from sklearn.metrics import average_precision_score, f1_score, jaccard_score, roc_auc_score
 from torchmetrics.functional import pearson_corrcoef
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
@@ -42,8 +42,22 @@ def independent(values, graded, clear, top):
         "recall": (strong & clear).sum() / strong.sum(),
         "precision": (strong & clear).sum() / clear.sum(),
         "mad": (with_it.mean() - without.mean()) / deviation if np.ptp(without) else 0.0,
-        "p": mannwhitneyu(with_it, without, alternative="greater", method="asymptotic").pvalue,
+        "p": chance(values, with_it, without, clear),
     }
+
+
+def chance(values, with_it, without, clear):
+    """Mann and Whitney's p; where half the values are equal at least that of firing on as many by chance."""
+    p = mannwhitneyu(with_it, without, alternative="greater", method="asymptotic").pvalue
+    levels, counts = np.unique(values, return_counts=True)
+    if 2 * counts.max() < len(values):
+        return p
+    fired = values > levels[counts.argmax()]
+    table = [
+        [(fired & clear).sum(), (fired & ~clear).sum()],
+        [(~fired & clear).sum(), (~fired & ~clear).sum()],
+    ]
+    return max(p, fisher_exact(table, alternative="greater").pvalue)
 
 
 def check(values, graded, clear, top=0.05):
@@ -166,3 +180,18 @@ def test_bad_input_is_one_sentence():
     for value in (np.nan, np.inf):
         with pytest.raises(InputError, match="values hold NaN or infinity"):
             Responses(np.array([[0.0, value]]))
+
+
+@pytest.mark.parametrize(
+    ("fires", "shown"), [(10, 10), (20, 25), (83, 25), (83, 250), (400, 200), (2000, 25)]
+)
+def test_units_that_fire_rarely_are_not_called_better_than_chance_by_coincidence(fires, shown):
+    """300 labels that mean nothing at a time, as false discovery control sees them."""
+    rng, families = np.random.default_rng(5), []
+    for _ in range(20):
+        order = rng.random((300, 2000)).argsort(1)
+        values = np.where(order < fires, 1 + rng.random((300, 2000)), 0).T
+        clear = rng.random((300, 2000)).argsort(1) < shown
+        p = p_values(Responses(values), Shown(clear, clear))
+        families.append(bool((false_discovery_control(p) <= 0.05).any()))
+    assert sum(families) <= 4  # one of 20 expected, at most

@@ -88,7 +88,7 @@ def test_labels_of_units_that_follow_a_concept_stay_and_those_of_noise_do_not(wo
     found = kept_labels(labeler, data, labels, 20)
     assert labels[:3] == NAMES[:3]
     assert found["kept_images"].iloc[:3].min() >= 0.95
-    assert found["kept_concepts"].iloc[:3].min() >= 0.95
+    assert found["kept_concepts"].isna().all()  # the best of all is the best of any that hold it
     assert found["kept_images"].iloc[3:].min() < 0.8
 
 

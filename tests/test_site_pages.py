@@ -60,7 +60,7 @@ def test_the_data_of_the_table_are_those_of_the_labels(pages):
     assert data["rows"][0] == [0, 0, "grass 0.0", "grass second", -0.5, 0.375, 0.125, ""]
     assert data["rows"][1] == [
         0, 1, "grass 0.1", "grass second", -1.5, -0.0625, 0.1375,
-        "fires mostly with negative values; label no better than chance",
+        "fires mostly with negative values; label not shown to be better than chance",
     ]  # fmt: skip
     assert data["rows"][2][5:] == [None, 0.15, ""]
     assert data["rows"][3] == [0, 3, None, None, None, None, 0.0, "never won"]

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from commands.judging import same_clip
 from commands.options import LabelOptions, NetworkOptions, PassOptions
 from commands.question import Question
 from commands.sources import Source
 from commands.subject import Subject, open_subject
-from lwta.dissect.evaluate import Judge, discoveries, judge_layer, means
+from lwta.dissect.evaluate import Judge, judge_layer, means
 from lwta.dissect.truth import score_labels
 from lwta.layers import LWTA, observe
 from models.images import IndexedImages
 
-SIMILARITIES = ("soft_wpmi", "wpmi", "rank_reorder", "cos", "cos_cubed", "jensen_shannon")
+# Those that read every value first: the others find what they need in the same pass.
+SIMILARITIES = ("cos", "cos_cubed", "jensen_shannon", "soft_wpmi", "wpmi", "rank_reorder")
 READOUTS = ("cls", "mean", "patches")
 TOP = 0.04  # of the images, at which units of dense networks are read as well
 EXPLAINED = 0.9  # of a logit
@@ -66,7 +66,6 @@ def measure(folder: Path, root: str, setting: Setting, layers: str) -> Iterator[
             if readout == "patches" and similarity in ("cos", "cos_cubed", "jensen_shannon"):
                 continue  # these look at whole images
             asked = Question(subject, setting.options(readout, similarity), PassOptions())
-            assert not same_clip(held.source, asked.source)
             labels = asked.label(sites).table
             for reading in ("all",) if sparse else ("all", f"top {TOP:.0%}"):
                 values = {layer: _read(data.values, reading) for layer, data in read.items()}
@@ -91,7 +90,7 @@ def _judged(
         parts.append(
             judge_layer(labels.query("layer == @layer"), values[layer], judge, data.seen, draws=DRAWS)
         )
-    table = discoveries(pd.concat(parts, ignore_index=True))
+    table = pd.concat(parts, ignore_index=True)
     for layer in [*values, "all"]:
         mine = list(values) if layer == "all" else [layer]
         rows, part = labels[labels["layer"].isin(mine)], table[table["layer"].isin(mine)]
@@ -106,7 +105,7 @@ def _judged(
         row: dict[str, Any] = {"layer": layer, "units": len(rows), "alive": int(rows["alive"].sum())}
         row |= {"labelled": int(rows["label"].notna().sum()), "scored": int(part["unscored"].isna().sum())}
         row |= {"distinct": rows.groupby("layer")["label"].nunique().mean()}
-        row |= {"discoveries": int((part["q_value"] <= 0.05).sum())} | truth._asdict()
+        row |= truth._asdict()
         for found in means(part.assign(layer="one")).to_dict("records"):
             row |= {
                 f"{found['metric']} {k}": v for k, v in found.items() if k not in ("layer", "metric", "units")

@@ -86,7 +86,6 @@ def _labels(order: list[str], rows: pd.DataFrame) -> pd.DataFrame:
                     "network": variant + ("" if reading == "all" else f", at its {reading}"),
                     **dict(zip(("correlation", *CONTROLS), correlations, strict=True)),
                     "AUROC": _pm(mean, "auroc label"),
-                    "better than chance": f"{100 * mean['discoveries'] / mean['units']:.0f} %",
                     "selective": f"{100 * mean['selective'] / mean['units']:.0f} %",
                     "best AUROC": f"{mean['mean_auroc']:.3f}",
                     "true labels (shuffled)": f"{_percent(mean['true_share'])} "

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from lwta.dissect.labels import plain
 from lwta.errors import InputError
 
 IMAGE, CONCEPT, PRESENT = "image", "concept", "present"
@@ -120,6 +121,7 @@ def _checked(path: Path, wide: pd.DataFrame) -> pd.DataFrame:
         name = wide.columns[column]
         raise InputError(f"the presence of {name!r} in {path} is {values[row, column]:g}; it lies in [0, 1]")
     wide.columns = [str(name).strip() for name in wide.columns]
-    if repeated := wide.columns[wide.columns.duplicated()].tolist():
-        raise InputError(f"{path} names the concept {repeated[0]!r} twice; keep one")
+    alike = [plain(name) for name in wide.columns]
+    if repeated := [name for k, name in enumerate(wide.columns) if alike[k] in alike[:k]]:
+        raise InputError(f"{path} names the concept {repeated[0]!r} twice, but for case; keep one")
     return wide

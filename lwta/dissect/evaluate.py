@@ -21,7 +21,7 @@ import torch
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
-from lwta.dissect.labels import texts_of
+from lwta.dissect.labels import plain, texts_of
 from lwta.dissect.metrics import GENERATED, REPORTED, TOP, Responses, Shown, measure, p_values
 from lwta.dissect.presence import Matrix, Presence
 from lwta.errors import InputError
@@ -112,7 +112,14 @@ def judge_layer(
     columns = {name: np.full(len(rows), np.nan) for name in _columns()}
     for name, column in found.items():
         columns[name][scored] = column
-    return table.assign(**columns)
+    # Where a concept is known of some images only, a unit may be constant on these.
+    lost = table["unscored"].isna().to_numpy() & np.isnan(columns[REPORTED[0]])
+    for column in columns.values():
+        column[lost] = np.nan
+    reasons = np.where(
+        lost, "the same value on the images that tell of it", table["unscored"].to_numpy(object)
+    )
+    return table.assign(**columns, unscored=pd.array(reasons, dtype="string"))
 
 
 def judge_generated(
@@ -190,8 +197,8 @@ class _Layer:
 
     def places(self, labels: Sequence[str | None]) -> np.ndarray:
         """Place of each label among the concepts, -1 where it is none of them."""
-        place = {_plain(name): k for k, name in enumerate(self.judge.names)}
-        return np.array([-1 if label is None else place.get(_plain(label), -1) for label in labels])
+        place = {plain(name): k for k, name in enumerate(self.judge.names)}
+        return np.array([-1 if label is None else place.get(plain(label), -1) for label in labels])
 
     def reasons(self, labels: Sequence[str | None], told: np.ndarray) -> list[str | None]:
         """Why a unit's label is not scored, None where it is."""
@@ -227,7 +234,7 @@ class _Layer:
         found = self._measured(a, units, own, test=True)
         for control, labels in chosen.items():
             each = [self._measured(a, units, concepts) for concepts in labels]
-            found |= {f"{control}_{m}": np.mean([one[m] for one in each], 0) for m in REPORTED}
+            found |= {f"{control}_{m}": _mean([one[m] for one in each]) for m in REPORTED}
         mine = correlation[np.arange(len(units)), own]
         found["place"] = 1 + (correlation[:, pool] > mine[:, None]).sum(1)
         found["concepts"], found["shown"] = np.full(len(units), len(pool)), self.shown[own]
@@ -250,12 +257,16 @@ class _Layer:
         return found
 
 
+def _mean(draws: list[np.ndarray]) -> np.ndarray:
+    """Over the draws that could be scored; NaN where none could."""
+    values = np.stack(draws)
+    known = ~np.isnan(values)
+    total = np.where(known, values, 0).sum(0)
+    return np.divide(total, known.sum(0), out=np.full(len(total), np.nan), where=known.any(0))
+
+
 def _with_test(a: Responses, c: Shown, test: bool) -> dict[str, np.ndarray]:
     return measure(a, c) | ({"p_value": p_values(a, c)} if test else {})
-
-
-def _plain(text: str) -> str:
-    return text.strip().casefold()
 
 
 def _correlations(values: np.ndarray, graded: np.ndarray) -> np.ndarray:

@@ -125,7 +125,7 @@ def sentences(found: Evaluation) -> list[str]:
     circular = " (circular: it also chose the labels)" if found.circular else ""
     said = [
         f"{found.scored:,} of {found.units:,} units have a label that {found.judge}{circular} can judge "
-        f"on the {found.images:,} images of {found.probe}, from which no label was chosen",
+        f"on {found.images:,} images of {found.probe}, from which no label was chosen",
         f"{found.discoveries:,} of those labels are better than chance, at a false discovery rate of "
         f"{RATE:g}",
     ]
@@ -133,11 +133,14 @@ def sentences(found: Evaluation) -> list[str]:
         said.append(
             "not judged: " + "; ".join(f"{n:,} units, {reason}" for reason, n in found.unscored.items())
         )
-    if found.kept_images is not None and not math.isnan(found.kept_images):
-        said.append(
-            f"a label stays the same in {100 * found.kept_images:.0f} % of draws of other images, and in "
-            f"{100 * (found.kept_concepts or 0):.0f} % of draws of other concepts that hold it"
-        )
+    draws = (found.kept_images, "images"), (found.kept_concepts, "concepts that hold it")
+    kept = [
+        f"{100 * share:.0f} % of draws of other {what}"
+        for share, what in draws
+        if share is not None and share >= 0
+    ]
+    if kept:
+        said.append(f"a label stays the same in {' and in '.join(kept)}")
     return said + [str(part) for part in (found.truth, found.pairs, found.classes) if part is not None]
 
 
@@ -154,8 +157,12 @@ def overview(found: Evaluation) -> pd.DataFrame:
             "metric": [title for title, _ in rows],
             "units": [f"{row['units']:,}" for _, row in rows],
             **{
-                name: [plus_minus(row[name], row[f"{name}_error"]) for _, row in rows]
-                for name in ("label", *CONTROLS)
+                title: [plus_minus(row[name], row[f"{name}_error"]) for _, row in rows]
+                for title, name in {
+                    "label": "label",
+                    **{c: c for c in CONTROLS},
+                    "over shuffled": "ahead",
+                }.items()
             },
         }
     )

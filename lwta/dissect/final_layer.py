@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lwta.dissect.labels import NEXT
+from lwta.dissect.labels import NEXT, plain
 
 
 class ClassScore(NamedTuple):
@@ -64,10 +64,8 @@ def score_classes(
     """
     rows = rows.sort_values("unit")
     columns = ["label", *(f"label_{n}" for n in range(2, NEXT + 2))]
-    told = [
-        [_plain(text) for text in row] for row in rows[columns].fillna("").astype(str).to_numpy().tolist()
-    ]
-    names = [_plain(name) for name in classes]
+    told = [[plain(text) for text in row] for row in rows[columns].fillna("").astype(str).to_numpy().tolist()]
+    names = [plain(name) for name in classes]
     first = torch.tensor([[bool(name) and name == labels[0] for labels in told] for name in names]).double()
     among = torch.tensor([[bool(name) and name in labels for labels in told] for name in names]).double()
     cosines = torch.full((1, 1), torch.nan, dtype=torch.float64)
@@ -90,7 +88,3 @@ def score_classes(
         cosine_error=float(matched.std() / len(matched) ** 0.5) if len(matched) > 1 else math.nan,
         cosine_shuffled=float(cosines.mean()),
     )
-
-
-def _plain(text: str) -> str:
-    return text.strip().casefold()

@@ -75,6 +75,12 @@ class Labels(NamedTuple):
         rows = self.table["layer"].tolist()
         return [layer for layer, units in self.units.items() if rows.count(layer) < units]
 
+    def judged_as(self, others: "Labels") -> "Labels":
+        """These, with what an evaluation found of the same labels in ``others``."""
+        keys = ["layer", "unit", "label"]
+        table = self.table.drop(columns=[name for name in JUDGED if name in self.table])
+        return self._replace(table=table.merge(others.table[[*keys, *JUDGED]], "left", keys).astype(COLUMNS))
+
     def joined(self, others: "Labels") -> "Labels":
         """These, and what ``others``, made alike, have of other units.
 
@@ -180,6 +186,11 @@ def labels_for(folder: str | Path, weights: str, whole: bool = False) -> Labels 
     return labels._replace(
         table=table.reset_index(drop=True), exemplars=exemplars.reset_index(drop=True), units=units
     )
+
+
+def plain(text: str) -> str:
+    """A word as it is compared with others, without regard to case and to blanks around it."""
+    return text.strip().casefold()
 
 
 def texts_of(rows: pd.DataFrame) -> list[str | None]:

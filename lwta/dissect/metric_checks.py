@@ -15,6 +15,7 @@ from lwta.dissect.metrics import METRICS, Responses, Shown, measure
 from lwta.errors import InputError
 
 FREQUENCIES = (0.499, 0.1, 0.01, 0.001)
+_FEWEST = 20  # images with the concept
 _LEAST = 0.001  # of the metric's range, that it must fall by
 _MOSTLY = 0.9  # of the draws in which it must
 
@@ -36,14 +37,13 @@ def check_metrics(
         of draws in which it fell by more than .001 of the range; passes, both at least .9.
 
     Raises:
-        InputError: a frequency outside (0, .5], or of fewer than two images.
+        InputError: a frequency from .5 on, or of fewer than 20 images.
     """
     for share in frequencies:
-        if not (0 < share <= 0.5 and share * images >= 2):
+        if not (share < 0.5 and share * images >= _FEWEST):
             raise InputError(
                 f"the frequency {share:g} of {images:,} images leaves no half to take away or no room to "
-                "double; it "
-                "lies above 0 and up to .5, with at least two images"
+                f"double; it is below .5, of at least {_FEWEST} images"
             )
     rows = []
     for share in frequencies:

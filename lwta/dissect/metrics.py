@@ -26,11 +26,17 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
-from scipy.stats import rankdata
+from scipy.stats import hypergeom, rankdata
 
 from lwta.errors import InputError
 
 TOP = 0.05
+
+
+def check_top(top: float) -> None:
+    """Raise InputError where ``top`` is no share of images."""
+    if not 0 < top < 1:
+        raise InputError(f"top is a share of the images, between 0 and 1, and {top:g} is not")
 
 
 class Responses:
@@ -50,14 +56,16 @@ class Responses:
         above: (D, N), of the images in that order, how many have at least their value.
         strong: bool (D, N), the images that the unit responds to.
         constant: bool (D,).
+        sparse: bool (D,), one value is that of half the images or more, such as the zeros of a unit that
+            rarely fires.
+        fired: bool (D, N), the images above the unit's commonest value.
 
     Raises:
         InputError: ``top`` is no share, or a value is not finite.
     """
 
     def __init__(self, values: np.ndarray, top: float = TOP) -> None:
-        if not 0 < top < 1:
-            raise InputError(f"top is a share of the images, between 0 and 1, and {top:g} is not")
+        check_top(top)
         self.values = np.ascontiguousarray(values.T, dtype=np.float64)
         if not np.isfinite(self.values).all():
             raise InputError("values hold NaN or infinity, by which nothing can be judged")
@@ -72,8 +80,10 @@ class Responses:
         room = max(1, math.ceil(top * images))
         most = np.where(self.above <= room, self.above, self.above[:, :1]).max(1)
         self.strong = at_least <= most[:, None]
-        # Of groups of t equal values, the sum of t^3 - t.
-        self.ties = np.square(highest - lowest + 1).sum(1) - images
+        sizes = highest - lowest + 1  # of groups of equal values
+        self.ties = np.square(sizes).sum(1) - images  # the sum of t^3 - t over such groups
+        common = np.take_along_axis(highest, sizes.argmax(1)[:, None], 1)
+        self.sparse, self.fired = 2 * sizes.max(1) >= images, lowest > common
 
 
 class Shown(NamedTuple):
@@ -214,10 +224,14 @@ def measure(a: Responses, c: Shown, metrics: Sequence[str] = REPORTED) -> dict[s
 def p_values(a: Responses, c: Shown) -> np.ndarray:
     """How likely a unit that does not tell the concept has as high an AUROC, (D,), one-sided.
 
-    Mann and Whitney's test in its normal approximation, corrected for ties and for continuity; NaN where
+    Mann and Whitney's test in its normal approximation, corrected for ties and for continuity. Of a few
+    values above many equal ones that says far too small a p where few images show the concept, so the p of
+    sparse units is never below the exact chance to fire on as many of these (hypergeometric). NaN where
     :func:`measure` is.
     """
     images = a.values.shape[1]
     pairs = c.count * c.others
     spread = np.sqrt(pairs / 12 * (images + 1 - a.ties / max(1, images * (images - 1))))
-    return ndtr(-_ratio(_wins(a, c) - pairs / 2 - 0.5, np.where(a.constant, 0, spread)))
+    normal = ndtr(-_ratio(_wins(a, c) - pairs / 2 - 0.5, np.where(a.constant, 0, spread)))
+    exact = hypergeom.sf((a.fired & c.clear).sum(1) - 1, images, a.fired.sum(1), c.count)
+    return np.where(a.sparse, np.maximum(normal, exact), normal)

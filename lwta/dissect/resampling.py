@@ -38,7 +38,8 @@ def kept_labels(
     - ``images``: as many probe images drawn with replacement. Of similarities that look at exemplars alone,
       an exemplar counts as often as its image was drawn, and images beyond the exemplars kept do not move up.
     - ``concepts``: as many concepts drawn with replacement, that is some 63 % of them; of the draws that hold
-      the unit's label.
+      the unit's label. Only where a concept's score depends on the others (soft_wpmi, wpmi): elsewhere the
+      best of all is the best of any that hold it.
 
     Args:
         labeler: that chose the labels.
@@ -60,6 +61,8 @@ def kept_labels(
         found = texts_of(plain.label(_redrawn(data, torch.from_numpy(counts))))
         kept[0] += (_texts(found) == mine) & told
         held[0] += told
+        if labeler.prior is None:
+            continue
         drawn = np.unique(generator.integers(len(labeler.names), size=len(labeler.names)))
         if len(drawn) < 2:
             continue

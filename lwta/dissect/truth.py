@@ -8,6 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lwta.dissect.evaluate import FEWEST
+from lwta.dissect.labels import plain
 from lwta.errors import InputError
 
 LEAST_AUROC = 0.8
@@ -26,6 +28,7 @@ class TruthScore(NamedTuple):
         shuffled_share: the same, expected when these labels are shuffled across these units. Both are NaN
             where no unit is selective.
         mean_auroc: of the units' best concepts, over all units: how selective they are.
+        true_error, shuffled_error: standard errors of the shares, over units.
     """
 
     selective: int
@@ -33,14 +36,19 @@ class TruthScore(NamedTuple):
     true_share: float
     shuffled_share: float
     mean_auroc: float
+    true_error: float = math.nan
+    shuffled_error: float = math.nan
 
     def __str__(self) -> str:
-        told = f"{self.selective} selective units, {self.not_selective} not selective"
+        told = (
+            f"{self.selective} selective units, {self.not_selective} not selective, mean best AUROC "
+            f"{self.mean_auroc:.3f}"
+        )
         if not self.selective:
             return f"{told}; no label can be judged"
         return (
-            f"{told}; {100 * self.true_share:.1f} % of the selective ones carry a true label, "
-            f"{100 * self.shuffled_share:.1f} % with the labels shuffled among them"
+            f"{told}; {_percent(self.true_share, self.true_error)} of the selective ones carry a true label, "
+            f"{_percent(self.shuffled_share, self.shuffled_error)} with the labels shuffled among them"
         )
 
 
@@ -49,26 +57,39 @@ class PairScore(NamedTuple):
 
     Attributes:
         selective: such units.
-        named_share: those whose label is a true pair, over all of them.
+        named_share: those whose label is a true pair, over all of them; NaN where no unit of the table has a
+            pair for its label.
         half_share: those whose label is one concept of a true pair, likewise.
         shuffled_share: those of either kind, expected with the labels shuffled among them. All three are NaN
             where there is no such unit.
+        named_error, half_error, shuffled_error: standard errors of the shares, over units.
     """
 
     selective: int
     named_share: float
     half_share: float
     shuffled_share: float
+    named_error: float = math.nan
+    half_error: float = math.nan
+    shuffled_error: float = math.nan
 
     def __str__(self) -> str:
         told = f"{self.selective} units tell a pair of concepts better than any single one"
         if not self.selective:
             return told
-        return (
-            f"{told}; {100 * self.named_share:.1f} % of them are labelled with it, "
-            f"{100 * self.half_share:.1f} % "
-            f"with one of the two, {100 * self.shuffled_share:.1f} % with either once the labels are shuffled"
+        named = (
+            ""
+            if math.isnan(self.named_share)
+            else (f"{_percent(self.named_share, self.named_error)} of them are labelled with it, ")
         )
+        return (
+            f"{told}; {named}{_percent(self.half_share, self.half_error)} with one of the two, "
+            f"{_percent(self.shuffled_share, self.shuffled_error)} with either once the labels are shuffled"
+        )
+
+
+def _percent(share: float, error: float) -> str:
+    return f"{100 * share:.1f} %" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
 
 
 def auroc(values: Tensor, presence: Tensor) -> Tensor:
@@ -91,8 +112,16 @@ def true_concepts(values: Tensor, presence: Tensor) -> Tensor:
     """Which concepts each unit stands for, bool (D, K).
 
     Those whose AUROC is at least .8 and within .02 of the unit's best; none for a unit that is not selective.
+    Concepts that fewer than ten images show, or lack, count for nothing.
     """
-    return _true(auroc(values, presence).nan_to_num(0))
+    return _true(_scores(values, presence))
+
+
+def _scores(values: Tensor, presence: Tensor) -> Tensor:
+    """AUROC (D, K), 0 of concepts that too few images show or lack."""
+    shown = presence.sum(0)
+    usable = (shown >= FEWEST) & (len(presence) - shown >= FEWEST)
+    return auroc(values, presence).masked_fill(~usable, 0).nan_to_num(0)
 
 
 def _true(scores: Tensor) -> Tensor:
@@ -137,35 +166,54 @@ def score_labels(
         names: K concepts.
         presence: (N, K), 0 or 1.
     """
-    scores = torch.cat([auroc(read, presence).nan_to_num(0) for read in _upright(labels, values)])
+    scores = torch.cat([_scores(read, presence) for read in _upright(labels, values)])
     truth, told = _true(scores), _places(labels, values, names)
     selective = truth.any(1)
-    hits = _hits(truth[selective], told[selective])
     count = int(selective.sum())
-    return TruthScore(count, len(truth) - count, *_shares(hits), float(scores.amax(1).mean()))
+    own, shuffled = _shares(_hits(truth[selective], told[selective]))
+    mean = float(scores.amax(1).mean())
+    return TruthScore(count, len(truth) - count, own[0], shuffled[0], mean, own[1], shuffled[1])
 
 
 def score_pairs(
     labels: pd.DataFrame, values: Mapping[str, Tensor], names: list[str], presence: Tensor, pairs: Pairs
 ) -> PairScore:
-    """Judge labels of units that tell a pair of concepts: best AUROC of a pair at least .8, and more than .02
-    above that of any single concept. True pairs are those within .02 of the best.
+    """Judge labels of units that tell a pair of concepts better than any single one.
+
+    Of hundreds of pairs some fit by chance. So a unit's candidates, the best pairs within .02, are found on
+    the images of even number; a pair is true where on the others its AUROC is at least .8 and exceeds that of
+    every single concept by .02 and by two standard errors (Hanley & McNeil, Radiology 143, 1982).
 
     Args:
         labels, values, names, presence: as in :func:`score_labels`; labels may be names of pairs too.
         pairs: of the concepts.
     """
-    read = _upright(labels, values)
-    single = torch.cat([auroc(part, presence).nan_to_num(0) for part in read]).amax(1)
-    scores = torch.cat([auroc(part, pairs.presence).nan_to_num(0) for part in read])
-    truth = _true(scores) & (scores.amax(1) > single + TIE + _ROUNDING)[:, None]
+    truth = torch.cat([_true_pairs(part, presence, pairs.presence) for part in _upright(labels, values)])
     selective = truth.any(1)
     halves = torch.zeros(len(truth), len(names), dtype=torch.bool)
     for part in pairs.parts.T:
         halves |= (truth.float() @ torch.nn.functional.one_hot(part, len(names)).float()) > 0
-    whole = _hits(truth[selective], _places(labels, values, pairs.names)[selective])
+    told = _places(labels, values, pairs.names)
+    whole = _hits(truth[selective], told[selective])
     half = _hits(halves[selective], _places(labels, values, names)[selective])
-    return PairScore(int(selective.sum()), _shares(whole)[0], _shares(half)[0], _shares(whole + half)[1])
+    own, one, either = _shares(whole)[0], _shares(half)[0], _shares(whole + half)[1]
+    if (told < 0).all():  # no pair was offered
+        own = (math.nan, math.nan)
+    return PairScore(int(selective.sum()), own[0], one[0], either[0], own[1], one[1], either[1])
+
+
+def _true_pairs(values: Tensor, singles: Tensor, pairs: Tensor) -> Tensor:
+    """Pairs that a unit tells better than any single concept, bool (D, P)."""
+    found = _scores(values[::2], pairs[::2])
+    found = found >= found.amax(1, keepdim=True) - TIE - _ROUNDING
+    single = _scores(values[1::2], singles[1::2]).amax(1, keepdim=True)
+    scores, shown = _scores(values[1::2], pairs[1::2]).double(), pairs[1::2].sum(0).double()
+    above, equal = scores / (2 - scores), 2 * scores**2 / (1 + scores)
+    others = len(values[1::2]) - shown
+    spread = scores * (1 - scores) + (shown - 1) * (above - scores**2) + (others - 1) * (equal - scores**2)
+    error = (spread.clamp_min(0) / (shown * others).clamp_min(1)).sqrt()
+    gap = scores - single
+    return found & (scores >= LEAST_AUROC) & (gap > TIE + _ROUNDING) & (gap > 2 * error)
 
 
 def _upright(labels: pd.DataFrame, values: Mapping[str, Tensor]) -> list[Tensor]:
@@ -181,9 +229,10 @@ def _upright(labels: pd.DataFrame, values: Mapping[str, Tensor]) -> list[Tensor]
 
 def _places(labels: pd.DataFrame, values: Mapping[str, Tensor], names: Sequence[str]) -> Tensor:
     """Place of each unit's label among the names, -1 where it is none of them."""
-    place = {name: k for k, name in enumerate(names)}
+    place = {plain(name): k for k, name in enumerate(names)}
     rows = [labels.query("layer == @layer").sort_values("unit")["label"].fillna("") for layer in values]
-    return torch.tensor([place.get(text, -1) for part in rows for text in part.tolist()], dtype=torch.long)
+    texts = [plain(text) for part in rows for text in part.tolist()]
+    return torch.tensor([place.get(text, -1) for text in texts], dtype=torch.long)
 
 
 def _hits(truth: Tensor, told: Tensor) -> Tensor:
@@ -192,6 +241,13 @@ def _hits(truth: Tensor, told: Tensor) -> Tensor:
     return torch.nn.functional.pad(truth, (0, 1))[:, told].float()
 
 
-def _shares(hits: Tensor) -> tuple[float, float]:
-    """Of units with their own labels, and with those of any; NaN without units."""
-    return (float(hits.diagonal().mean()), float(hits.mean())) if len(hits) else (math.nan, math.nan)
+def _shares(hits: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Of units with their own labels, and with those of any, each with its standard error."""
+    if not len(hits):
+        return (math.nan, math.nan), (math.nan, math.nan)
+
+    def mean(each: Tensor) -> tuple[float, float]:
+        error = float(each.double().std() / len(each) ** 0.5) if len(each) > 1 else math.nan
+        return float(each.mean()), error
+
+    return mean(hits.diagonal()), mean(hits.mean(1))

@@ -48,7 +48,7 @@ def _judged(row: Row, column: str) -> str:
 
 def _held_out(row: Row, name: str) -> str:
     mean = row[f"correlation_{name}"]
-    return "" if math.isnan(mean) else plus_minus(mean, row[f"correlation_{name}_error"])
+    return "" if pd.isna(mean) else plus_minus(mean, row[f"correlation_{name}_error"])
 
 
 #: What each line of the table shows of a run.
@@ -95,10 +95,8 @@ _OF_JUDGES = list(_LINES)[-8:-3]
 
 _MEANS = [f"{name}{end}" for name in ("label", *CONTROLS) for end in ("", "_error")]
 
-_NUMBERS = [
-    *(f"correlation_{name}" for name in _MEANS),
-    *("discoveries", "judged_units", "true_share", "shuffled_share", "selective_units"),
-]
+_TRUTH = ["true_share", "shuffled_share", "selective_units"]
+_NUMBERS = [*(f"correlation_{name}" for name in _MEANS), "discoveries", "judged_units", *_TRUTH]
 
 #: Columns that an evaluation fills.
 JUDGEMENT = [*_NUMBERS, "judge"]
@@ -157,7 +155,7 @@ def _judgement(judged: Evaluation) -> Row:
     row = {f"correlation_{name}": mean[name] for name in _MEANS} | {
         "discoveries": judged.discoveries,
         "judged_units": judged.scored,
-        "judge": f"{judged.judge} on {judged.probe}",
+        "judge": f"{judged.judge}{' (circular)' if judged.circular else ''} on {judged.probe}",
     }
     if truth is None:
         return row
@@ -173,8 +171,9 @@ def comparison_frame(rows: Iterable[Row]) -> pd.DataFrame:
     comparison = pd.DataFrame(list(rows)).astype(
         {"competitors": "float64"} | dict.fromkeys(_NUMBERS, "float64")
     )
-    unknown = [name for name in JUDGEMENT if comparison[name].isna().to_numpy().all()]
-    return comparison.drop(columns=unknown)
+    if comparison["judge"].isna().to_numpy().all():
+        return comparison.drop(columns=JUDGEMENT)
+    return comparison.drop(columns=_TRUTH if comparison["selective_units"].isna().to_numpy().all() else [])
 
 
 def comparison_text(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> str:
@@ -199,8 +198,8 @@ def sentences(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> lis
 
 def summaries(comparison: pd.DataFrame) -> list[list[tuple[str, str]]]:
     """Of each run, titles and values as the table shows them."""
-    left = [] if "true_share" in comparison else _OF_TRUTH
-    left = left if "judged_units" in comparison else [*_OF_JUDGES, *_OF_TRUTH]
+    left = [] if "selective_units" in comparison else _OF_TRUTH
+    left = left if "judge" in comparison else [*_OF_JUDGES, *_OF_TRUTH]
     lines = {title: show for title, show in _LINES.items() if title not in left}
     return [[(title, show(row)) for title, show in lines.items()] for row in comparison.to_dict("records")]
 

@@ -80,5 +80,8 @@ def _note(alive: bool, negative: bool, reason: str | None, q_value: float | None
         return "never won"
     told = ["fires mostly with negative values"] if negative else []
     return "; ".join(
-        [*told, *(["label no better than chance"] if q_value is not None and q_value > RATE else [])]
+        [
+            *told,
+            *(["label not shown to be better than chance"] if q_value is not None and q_value > RATE else []),
+        ]
     )
