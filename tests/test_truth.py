@@ -316,7 +316,7 @@ def test_without_a_unit_of_a_pair_nothing_is_said_of_labels():
     assert all(math.isnan(share) for share in found[1:])
     assert str(found) == "0 units tell a pair of concepts better than any single one"
     told = "4 units tell a pair of concepts better than any single one; "
-    halves = "50.0 % with one of the two, 12.5 % ± 1.5 with either once the labels are shuffled"
+    either = "with one of the two, 12.5 % ± 1.5 with either once the labels are shuffled"
     score = PairScore(4, 0.25, 0.5, 0.125, shuffled_error=0.015)
-    assert str(score) == f"{told}25.0 % of them are labelled with it, {halves}"
-    assert str(score._replace(named_share=math.nan)) == told + halves
+    assert str(score) == f"{told}25.0 % of them are labelled with it, 50.0 % {either}"
+    assert str(score._replace(named_share=math.nan)) == f"{told}50.0 % of them are labelled {either}"

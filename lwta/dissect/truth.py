@@ -77,15 +77,12 @@ class PairScore(NamedTuple):
         told = f"{self.selective} units tell a pair of concepts better than any single one"
         if not self.selective:
             return told
-        named = (
-            ""
-            if math.isnan(self.named_share)
-            else (f"{_percent(self.named_share, self.named_error)} of them are labelled with it, ")
-        )
-        return (
-            f"{told}; {named}{_percent(self.half_share, self.half_error)} with one of the two, "
-            f"{_percent(self.shuffled_share, self.shuffled_error)} with either once the labels are shuffled"
-        )
+        named = f"{_percent(self.named_share, self.named_error)} of them are labelled with it, "
+        half = f"{_percent(self.half_share, self.half_error)} with one of the two"
+        if math.isnan(self.named_share):
+            named, half = "", half.replace(" with", " of them are labelled with")
+        either = _percent(self.shuffled_share, self.shuffled_error)
+        return f"{told}; {named}{half}, {either} with either once the labels are shuffled"
 
 
 def _percent(share: float, error: float) -> str:
