@@ -78,7 +78,7 @@ def test_every_mean_stands_beside_its_controls(tmp_path):
 def test_what_was_found_is_told_in_sentences():
     said = sentences(WHOLE)
     assert said[0] == (
-        "9 of 12 units have a label that the factors of the embedded world can judge on the 4,000 images of "
+        "9 of 12 units have a label that the factors of the embedded world can judge on 4,000 images of "
         "validation[5:9], from which no label was chosen"
     )
     assert said[1] == "7 of those labels are better than chance, at a false discovery rate of 0.05"
