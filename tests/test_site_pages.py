@@ -30,8 +30,8 @@ def test_the_summary_and_the_score_are_shown_as_they_are(tmp_path, pages):
     summary = [("top-1", "71.0 %"), ("dead units", "3 of 96")]
     text = written(tmp_path / "report", summary=summary, score=WHOLE)["index.html"].text
     assert "top-1 71.0 % dead units 3 of 96" in text
-    assert "metric units label constant shuffled random correlation 9 0.450 ± 0.010 0.350 ± 0.020" in text
-    assert "mad 9 0.500 ± 0.010 0.400 ± 0.020 0.300 ± 0.030 0.200 ± 0.040 correlation, a 4 0.500" in text
+    assert "random over shuffled correlation 9 0.450 ± 0.010 0.350 ± 0.020" in text
+    assert "0.300 ± 0.030 0.200 ± 0.040 0.100 ± 0.050 correlation, a 4 0.500" in text
     assert " ".join(sentences(WHOLE)) in text
     assert "Are the labels true?" not in pages["index.html"].text
 
