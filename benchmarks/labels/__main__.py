@@ -64,7 +64,9 @@ def _has(path: Path, key: dict[str, object]) -> bool:
 def _add(path: Path, rows: list[dict[str, object]]) -> None:
     """Add the rows of a network in place of any that it has."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):  # several may measure at a time
+    lock = REPOSITORY / "runs" / f"{path.stem}.lock"
+    lock.parent.mkdir(exist_ok=True)
+    with FileLock(lock):  # several may measure at a time
         held = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["variant", "seed"])
         others = held[(held["variant"] != rows[0]["variant"]) | (held["seed"] != rows[0]["seed"])]
         part = path.with_suffix(".part")
