@@ -18,7 +18,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lwta.dissect.evaluate import Judge, discoveries, judge_layer, means
+from lwta.dissect.evaluate import discoveries, means
+from lwta.dissect.label_scores import Judge, judge_layer
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labelers.clip import ClipLabeler
 from lwta.dissect.presence import Cosines, Matrix
@@ -43,8 +44,8 @@ def main() -> None:
     images = rng.standard_normal((args.images, 512), dtype=np.float32)
     cosines = Cosines(images, torch.from_numpy(rng.standard_normal((args.concepts, 512), dtype=np.float32)))
     judges = {
-        "annotations": Judge(names, Matrix(shown), "annotations"),
-        "another CLIP": Judge(names, cosines, "another CLIP", 0.05),
+        "annotations": Judge(names, Matrix(shown)),
+        "another CLIP": Judge(names, cosines, 0.05),
     }
     took = dict.fromkeys([*judges, "resamples"], 0.0)
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name in judges}

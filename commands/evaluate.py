@@ -16,13 +16,17 @@ from torch import Tensor
 from commands.judging import HeldOut, Opened, generated_source, held_out, open_judge, same_clip
 from commands.label import say_broken
 from commands.options import JudgeOptions, LabelOptions, NetworkOptions, PassOptions
+from commands.probe import Probe
 from commands.question import Question
 from commands.subject import Subject, open_subject
-from lwta.dissect.evaluate import RATE, Judge, discoveries, judge_generated, judge_layer, means
+from lwta.dissect.evaluate import RATE, discoveries, means
 from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
 from lwta.dissect.final_layer import ClassScore, score_classes
+from lwta.dissect.label_scores import Judge, judge_generated, judge_layer
+from lwta.dissect.labelers import LayerData
 from lwta.dissect.labels import JUDGED, Labels, labels_for, read_labels, texts_of, write_labels
 from lwta.dissect.metrics import GENERATED, REPORTED, TOP, check_top
+from lwta.dissect.presence import rows_of
 from lwta.dissect.resampling import kept_labels
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs
 from lwta.errors import InputError
@@ -64,10 +68,10 @@ def evaluate(
     bench = _bench(subject, known, asked, judge, run, images, bool(resamples))
     table = discoveries(pd.concat(_judged(bench, top, resamples), ignore_index=True))
     found = _found(bench, table)
-    write_evaluation(folder, found, table)
     every = read_labels(folder)  # layers of which only some units are labelled were not judged, and stay
     if every is None or every.identity != known.identity:
         raise InputError(f"the labels in {folder} were replaced while they were judged; judge them again")
+    write_evaluation(folder, found, table)
     write_labels(folder, every._replace(table=_joined(every.table, table)))
     print(overview(found).to_string(index=False))
     print("\n".join(sentences(found)))
@@ -95,16 +99,10 @@ class _Bench(NamedTuple):
     opened: Opened
     generated: Question | None
 
-    def seen(self, layer: str) -> Tensor:
+    def seen(self, held: LayerData) -> Tensor:
         """The images that decode and that the judge can tell of."""
-        seen = self.held.layer(layer).seen
-        return seen if self.opened.looked is None else seen[torch.isin(seen, self.opened.looked)]
-
-    def values(self, layer: str) -> np.ndarray:
-        """What was read of every image, (N, D)."""
-        values = self.held.layer(layer).values
-        assert values is not None
-        return values
+        looked = self.opened.looked
+        return held.seen if looked is None else held.seen[torch.isin(held.seen, looked)]
 
 
 def _labels(
@@ -137,63 +135,56 @@ def _bench(
     images: HeldOut,
     again: bool,
 ) -> _Bench:
-    """Run the network over the images to judge on, and ``again`` over those that labels came from where
-    what was
-    found there is gone from the cache."""
-    opened: list[Opened] = []
+    """Run the network over the images to judge on.
 
-    def source(of: Any) -> Any:
-        opened.append(open_judge(subject, of, images.own, judge, asked, run.force))
-        return opened[0].source
-
+    Args:
+        again: also over those that labels came from, where what was found there is gone from the cache.
+    """
     kind = "max" if asked.readout.kind == "patches" else asked.readout.kind  # the same values
     options = LabelOptions(readout=kind, probe=images.spec, similarity="cos")
-    held = Question(subject, options, run, data=images.data, source=source)
-    made = None
+    opened = open_judge(subject, Probe(subject, options, images.data), images.own, judge, asked, run.force)
+    if opened.said:
+        print(opened.said, file=sys.stderr)
+    held = Question(subject, options, run, data=images.data, source=opened.source)
+    questions = {"held": held, "asked": asked if again else None, "generated": None}
     if judge.generated:
         options = LabelOptions(readout=kind, probe=judge.generated, similarity="cos")
-        made = Question(subject, options, run, source=generated_source)
-    if opened[0].said:
-        print(opened[0].said, file=sys.stderr)
+        source = generated_source(Probe(subject, options))
+        questions["generated"] = Question(subject, options, run, source=source)
     sites = subject.layers(list(known.units))
-    for question in (held, made, asked if again else None):
+    for question in questions.values():
         if question is not None:
             question.observe(sites)
     say_broken(held, next(iter(sites)))
-    return _Bench(subject, known, asked, held, opened[0], made)
+    return _Bench(subject, known, asked, held, opened, questions["generated"])
 
 
 def _judged(bench: _Bench, top: float, resamples: int) -> list[pd.DataFrame]:
     """A row for each unit, layer by layer."""
-    circular = same_clip(bench.opened.source, bench.asked.source)
-    tables, source = [], bench.opened.source
+    tables = []
     for layer, rows in bench.known.table.groupby("layer", sort=False):
-        name = str(layer)
-        judge = Judge(
-            source.names, bench.held.layer(name).presence, bench.opened.told, bench.opened.share, circular
-        )
-        values, seen = bench.values(name), bench.seen(name)
-        part = judge_layer(rows, values, judge, seen, top=top)
+        held = bench.held.layer(str(layer))
+        assert held.values is not None
+        judge = Judge(bench.opened.source.names, held.presence, bench.opened.share)
+        seen = bench.seen(held)
+        part = judge_layer(rows, held.values, judge, seen, top=top)
         if bench.generated is not None:
-            made = bench.generated.layer(name)
+            made = bench.generated.layer(str(layer))
             assert made.values is not None
-            shown = made.presence.part(made.seen).numpy() > 0
-            names = bench.generated.source.names
-            part = part.join(
-                judge_generated(rows, values[seen.numpy()], made.values[made.seen.numpy()], names, shown)
-            )
+            shown, names = made.presence.part(made.seen).numpy() > 0, bench.generated.source.names
+            values = held.values[seen.numpy()], made.values[made.seen.numpy()]
+            part = part.join(judge_generated(rows, *values, names, shown))
         if resamples:
-            told = texts_of(rows.sort_values("unit"))
-            kept = kept_labels(bench.asked.labeler(), bench.asked.layer(name), told, resamples)
-            part = part.join(kept)
+            told, data = texts_of(rows.sort_values("unit")), bench.asked.layer(str(layer))
+            part = part.join(kept_labels(bench.asked.labeler(), data, told, resamples))
         tables.append(part)
     return tables
 
 
 def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
     """What is said of all labels."""
-    layers = list(bench.known.units)
-    seen = bench.seen(layers[0])
+    layers = {layer: bench.held.layer(layer) for layer in bench.known.units}
+    seen = bench.seen(next(iter(layers.values())))
     generated = GENERATED if bench.generated is not None else ()
     found = Evaluation(
         labels=bench.known.identity,
@@ -213,7 +204,7 @@ def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
     presence = true_presence(bench.held.probe.data)
     if presence is None:
         return found
-    read = {layer: torch.from_numpy(np.array(bench.values(layer)[seen.numpy()])) for layer in layers}
+    read = {layer: rows_of(held.values, seen) for layer, held in layers.items() if held.values is not None}
     told = bench.known.table, read, CONCEPTS, presence[seen]
     pairs = pairs_of(concept_pairs(), presence[seen])
     return found._replace(truth=score_labels(*told), pairs=score_pairs(*told, pairs))

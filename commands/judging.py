@@ -13,7 +13,7 @@ from commands.question import Question
 from commands.sources import Source, content_hash, word_source
 from commands.subject import Subject
 from lwta.dissect.annotations import read_annotations
-from lwta.dissect.evaluate import FEWEST
+from lwta.dissect.label_scores import FEWEST
 from lwta.dissect.labels import Labels
 from lwta.dissect.store import digest
 from lwta.dissect.truth import pairs_of
@@ -84,8 +84,7 @@ def held_out(
     if share_images(used, data):
         raise InputError(
             f"labels were chosen from {spec}, which shares images with {asked}; name others with --probe, "
-            "or keep "
-            "some back with dissect.py label --keep_back 0.5"
+            "or keep some back with dissect.py label --keep_back 0.5"
         )
     return HeldOut(asked, data, subject.is_split(asked))
 
@@ -132,8 +131,7 @@ def open_judge(
         )
     raise InputError(
         f"nothing tells which of the images show {asked.source.names[0]!r} and the other concepts; give a "
-        "table with "
-        "--annotations, or another CLIP than the labels' with --judge"
+        "table with --annotations, or another CLIP than the labels' with --judge"
     )
 
 

@@ -91,8 +91,7 @@ class JudgeOptions:
     Args:
         annotations: .csv or .parquet table: a column image and one for each concept (0 to 1), or the columns
             image, concept and present. Where neither it nor a judge is given: the factors of the embedded
-            world,
-            or the classes of the images where labels are classes.
+            world, or the classes of the images where labels are classes.
         judge: open_clip model, another than the one that chose the labels: an architecture with its tag,
             hf-hub:OWNER/NAME, a folder, or shapes.
         judge_tag: weights of the architecture, by open_clip's name or a file.

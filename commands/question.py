@@ -1,7 +1,7 @@
 """What a command asks of a network and a probe set: one pass where something is missing, then labels."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -42,7 +42,7 @@ class Question:
         run: how images are run through it.
         share: the part of the pass that this process does.
         data: the probe images, in place of those that ``labels`` names.
-        source: opens the concepts for a probe set, in place of those that ``labels`` names.
+        source: the concepts, in place of those that ``labels`` names.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Question:
         share: Share = Share(),  # noqa: B008
         *,
         data: Dataset | None = None,
-        source: Callable[[Probe], Source] | None = None,
+        source: Source | None = None,
     ) -> None:
         if run.batch_size < 1 or run.num_workers < 0:
             raise InputError("batch_size is at least 1 and num_workers at least 0")
@@ -69,11 +69,7 @@ class Question:
         if share.rank:
             share.barrier()  # until the first has embedded the words
         with redirect_stderr(StringIO()) if share.rank else nullcontext():  # the first has said it
-            self.source: Source = (
-                source(self.probe)
-                if source
-                else open_source(subject, self.probe, labels, self.cache, run.force)
-            )
+            self.source = source or open_source(subject, self.probe, labels, self.cache, run.force)
         if not share.rank:
             share.barrier()
         if self.readout.kind == "patches" and not (self.source.encoder and self.source.encodes):

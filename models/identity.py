@@ -69,9 +69,7 @@ def probe_identity(data: Dataset) -> str:
     Args:
         data: from :func:`open_probe`.
     """
-    indices: Sequence[int] = range(len(data))  # type: ignore[arg-type]
-    if isinstance(data, Slice):
-        data, indices = _whole(data) if isinstance(data.data, Slice) else (data.data, data.indices)
+    data, indices = _whole(data)
     digest = hashlib.sha256(f"{len(indices)} {dataset_classes(data)}\n".encode())
     decoded = len(indices)
     for line in _listing(data, indices):
@@ -127,8 +125,7 @@ def _selected(indices: Sequence[int]) -> slice | list[int]:
 
 def split_back(data: Dataset, share: float) -> tuple[Slice, Slice]:
     """Two parts of a dataset: the one that stays, and the share of its images that is kept back, drawn from
-    all
-    over and always alike.
+    all over and always alike.
 
     Raises:
         InputError: where the share lies outside [0, 1), or leaves a part without images.
@@ -144,9 +141,11 @@ def split_back(data: Dataset, share: float) -> tuple[Slice, Slice]:
 
 
 def share_images(one: Dataset, other: Dataset) -> bool:
-    """Whether some image is in both, as far as it can be told without decoding them: files by their paths,
-    images
-    in tables by their size and last bytes, of one dataset of another kind by their numbers."""
+    """Whether some image is in both, as far as it can be told without decoding them.
+
+    Images of the embedded world by their numbers, files by their paths, images in tables by their size and
+    last bytes, those of one dataset of another kind by their numbers in it.
+    """
     (a, mine), (b, theirs) = _whole(one), _whole(other)
     if isinstance(a, Shapes) and isinstance(b, Shapes):
         return bool(_rendered(a, mine) & _rendered(b, theirs))

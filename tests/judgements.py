@@ -2,9 +2,9 @@
 
 import math
 
-from lwta.dissect.evaluate import CONTROLS
 from lwta.dissect.evaluation import Evaluation
 from lwta.dissect.final_layer import ClassScore
+from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import REPORTED
 from lwta.dissect.truth import PairScore, TruthScore
 

@@ -10,15 +10,8 @@ import torch
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from lwta.dissect.evaluate import (
-    CONTROLS,
-    FEWEST,
-    Judge,
-    discoveries,
-    judge_generated,
-    judge_layer,
-    means,
-)
+from lwta.dissect.evaluate import discoveries, means
+from lwta.dissect.label_scores import CONTROLS, FEWEST, Judge, judge_generated, judge_layer
 from lwta.dissect.metrics import REPORTED
 from lwta.dissect.presence import Classes, Cosines, Matrix
 from lwta.errors import InputError
@@ -56,7 +49,7 @@ LABELS = ["red", "Blue ", "red", "red", "round", "red", None]
 
 def judged(world, labels=LABELS, negative=(3,), **options):
     presence, values = world
-    judge = options.pop("judge", Judge(NAMES, Matrix(presence), "annotations"))
+    judge = options.pop("judge", Judge(NAMES, Matrix(presence)))
     return judge_layer(table(labels, negative=negative), values, judge, **options)
 
 
@@ -170,7 +163,7 @@ def test_a_clip_judges_by_its_cosines_and_by_the_images_nearest_to_a_word():
     presence = Cosines(images, texts)
     cosine = presence.part(slice(None)).numpy()
     values = (cosine[:, :2] + rng.standard_normal((N, 2)) / 4).astype(np.float32)
-    judge = Judge(["x", "y", "z"], presence, "another CLIP", 0.1)
+    judge = Judge(["x", "y", "z"], presence, 0.1)
     found = judge_layer(table(["x", "z"]), values, judge)
     for unit, concept in ((0, 0), (1, 2)):
         nearest = np.zeros(N, bool)
@@ -184,16 +177,14 @@ def test_a_clip_judges_by_its_cosines_and_by_the_images_nearest_to_a_word():
 def test_classes_of_images_are_annotations_too():
     classes = torch.arange(N) % 3
     values = torch.nn.functional.one_hot(classes, 3).numpy().astype(np.float32)
-    found = judge_layer(
-        table(["a", "b", "b"]), values, Judge(["a", "b", "c"], Classes(classes, 3), "classes")
-    )
+    found = judge_layer(table(["a", "b", "b"]), values, Judge(["a", "b", "c"], Classes(classes, 3)))
     assert found["correlation"].tolist() == pytest.approx([1, 1, -0.5])
     assert found["place"].tolist()[:2] == [1, 1]
 
 
 def test_many_concepts_are_looked_at_in_parts(world, monkeypatch):
     whole = judged(world)
-    monkeypatch.setattr("lwta.dissect.evaluate._CONCEPTS", 2)
+    monkeypatch.setattr("lwta.dissect.label_scores._CONCEPTS", 2)
     pd.testing.assert_frame_equal(judged(world), whole)
 
 
@@ -222,9 +213,7 @@ def test_labels_that_mean_nothing_are_rarely_called_better_than_chance():
     for trial in range(20):
         values = rng.standard_normal((N, 60)).astype(np.float32)
         rows = table(rng.choice(names, 60).tolist())
-        found = discoveries(
-            judge_layer(rows, values, Judge(names, Matrix(presence), ""), draws=1, seed=trial)
-        )
+        found = discoveries(judge_layer(rows, values, Judge(names, Matrix(presence)), draws=1, seed=trial))
         false.append((found["q_value"] <= 0.05).sum())
     assert sum(count > 0 for count in false) <= 4  # 5 % of 20 expected
 

@@ -6,8 +6,8 @@ import math
 import pandas as pd
 import pytest
 
-from lwta.dissect.evaluate import CONTROLS
 from lwta.dissect.evaluation import Evaluation, overview, read_evaluation, sentences, write_evaluation
+from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import REPORTED
 from lwta.errors import InputError
 from tests.judgements import FOUND, LABELS, WHOLE, means_of

@@ -8,7 +8,7 @@ import torch
 from benchmarks.accuracy.study import Study
 from benchmarks.labels.measure import TOP, _read, overlap, units_needed
 from benchmarks.labels.tables import write_tables
-from lwta.dissect.evaluate import CONTROLS
+from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import REPORTED
 
 

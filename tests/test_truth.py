@@ -216,8 +216,7 @@ def test_judging_warns_of_nothing(judged):
 def test_a_score_says_what_it_counts():
     assert str(TruthScore(12, 3, 0.5, 0.125, 0.9)) == (
         "12 selective units, 3 not selective, mean best AUROC 0.900; 50.0 % of the selective ones carry a "
-        "true label, "
-        "12.5 % with the labels shuffled among them"
+        "true label, 12.5 % with the labels shuffled among them"
     )
     assert str(TruthScore(0, 3, 0.0, 0.0, 0.6)) == (
         "0 selective units, 3 not selective, mean best AUROC 0.600; no label can be judged"

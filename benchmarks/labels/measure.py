@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from commands.options import LabelOptions, NetworkOptions, PassOptions
+from commands.options import LabelOptions, NetworkOptions
 from commands.question import Question
 from commands.sources import Source
 from commands.subject import Subject, open_subject
-from lwta.dissect.evaluate import Judge, judge_layer, means
+from lwta.dissect.evaluate import means
+from lwta.dissect.label_scores import Judge, judge_layer
 from lwta.dissect.truth import score_labels
 from lwta.layers import LWTA, observe
 from models.images import IndexedImages
@@ -32,7 +33,7 @@ class Setting:
 
     Args:
         labelled, judged: options of the images that labels are chosen from, and of the others.
-        source: what tells which images show a concept; None for the classes of the images.
+        source: what tells which of the images judged on show a concept.
         prior: of soft_wpmi, whose published one leaves a shared concept to one unit of a small layer.
     """
 
@@ -56,16 +57,14 @@ def measure(folder: Path, root: str, setting: Setting, layers: str) -> Iterator[
         if readout == "patches":  # each exemplar is a crop for the CLIP, tens of thousands in a layer
             sites = dict(list(sites.items())[-1:])
         kind = "max" if readout == "patches" else readout
-        held = Question(
-            subject, LabelOptions(readout=kind, similarity="cos", **setting.judged), PassOptions(),
-            source=lambda probe: setting.source,
-        )  # fmt: skip
+        options = LabelOptions(readout=kind, similarity="cos", **setting.judged)
+        held = Question(subject, options, source=setting.source)
         held.observe(sites)
         read = {layer: held.layer(layer) for layer in sites}
         for similarity in SIMILARITIES:
             if readout == "patches" and similarity in ("cos", "cos_cubed", "jensen_shannon"):
                 continue  # these look at whole images
-            asked = Question(subject, setting.options(readout, similarity), PassOptions())
+            asked = Question(subject, setting.options(readout, similarity))
             labels = asked.label(sites).table
             for reading in ("all",) if sparse else ("all", f"top {TOP:.0%}"):
                 values = {layer: _read(data.values, reading) for layer, data in read.items()}
@@ -86,7 +85,7 @@ def _judged(
 ) -> Iterator[dict[str, Any]]:
     parts = []
     for layer, data in read.items():
-        judge = Judge(setting.source.names, data.presence, "truth")
+        judge = Judge(setting.source.names, data.presence)
         parts.append(
             judge_layer(labels.query("layer == @layer"), values[layer], judge, data.seen, draws=DRAWS)
         )

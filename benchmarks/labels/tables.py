@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy.study import REPOSITORY, Study
-from lwta.dissect.evaluate import CONTROLS
+from lwta.dissect.label_scores import CONTROLS
 
 _KEY = ["variant", "seed"]
 _FIRST = "cos_cubed"  # the similarity shown for every network beside soft_wpmi
@@ -25,8 +25,8 @@ def write_tables(study: Study) -> Path:
     parts = [
         f"# Labels of the networks of [{study.name}.yaml](../../labels/{study.name}.yaml)",
         "Made by `python -m benchmarks.labels table`; means over units, plus or minus their standard "
-        "error, and over "
-        "seeds where there are several. What each column is: [docs/study.md](../../../docs/study.md).",
+        "error, and over seeds where there are several. What each column is: "
+        "[docs/study.md](../../../docs/study.md).",
         "## Networks",
         _table(_networks(order, trained, fired)),
     ]

@@ -32,9 +32,8 @@ def read_annotations(path: str | Path, images: Sequence[str]) -> Annotations:
 
     - Wide: a column ``image`` and a column of numbers for each concept, 0 to 1, empty where unknown.
     - Long: the columns ``image``, ``concept`` and, where known, ``present`` (0 to 1). Without that column a
-      row
-      says that the image shows the concept, and an image of the table shows no others; with it, what is not
-      listed is unknown.
+      row says that the image shows the concept, and an image of the table shows no others; with it, what is
+      not listed is unknown.
 
     Args:
         path: the table.

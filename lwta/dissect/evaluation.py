@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lwta.dissect.evaluate import CONTROLS, RATE
+from lwta.dissect.evaluate import RATE
 from lwta.dissect.final_layer import ClassScore
+from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import GENERATED, REPORTED
 from lwta.dissect.store import write_whole
 from lwta.dissect.truth import PairScore, TruthScore
@@ -23,8 +24,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         labels: identity of the labels, so that the scores are never shown beside others.
-        judge: what told which images show a concept, and whether that also chose the labels (``circular``).
-        circular: see judge.
+        judge: what told which images show a concept.
+        circular: whether that also chose the labels.
         probe: the images judged on.
         images: how many.
         units: D over all layers.

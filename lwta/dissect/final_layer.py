@@ -19,8 +19,7 @@ class ClassScore(NamedTuple):
         top1, top5: units whose label, or whose label or a runner-up, is their class, over all.
         top1_shuffled, top5_shuffled: the same, expected with the labels dealt out anew.
         cosine, cosine_error: mean cosine of the embeddings of label and class name, matched unit by unit,
-            and its
-            standard error; NaN where nothing embeds words. Of units with a label.
+            and its standard error; NaN where nothing embeds words. Of units with a label.
         cosine_shuffled: the same, expected with the labels dealt out anew.
     """
 
@@ -37,10 +36,8 @@ class ClassScore(NamedTuple):
     def __str__(self) -> str:
         said = (
             f"{self.layer}: {100 * self.top1:.1f} % of the {self.units} class units are labelled by their "
-            "class's name "
-            f"({100 * self.top1_shuffled:.1f} % with the labels shuffled), {100 * self.top5:.1f} % among "
-            "the five "
-            f"best labels ({100 * self.top5_shuffled:.1f} %)"
+            f"class's name ({100 * self.top1_shuffled:.1f} % with the labels shuffled), "
+            f"{100 * self.top5:.1f} % among the five best labels ({100 * self.top5_shuffled:.1f} %)"
         )
         if math.isnan(self.cosine):
             return said

@@ -1,12 +1,11 @@
-"""Two checks that a metric of labels must pass: it falls when positives are missing, and when false ones
-come.
+"""Two checks that a metric of labels must pass: it falls when positives miss, and when false ones come.
 
 A unit that responds to its concept exactly is judged by a concept of which half the positives were taken away
 (a label too narrow), and by one with as many false ones added (a label too broad). A metric that does not
 fall cannot tell such labels from the right one. Source: NeuronEval, arXiv 2506.05774, sections 4 and 5.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -51,14 +50,18 @@ def check_metrics(
         concept = np.zeros((1, images), bool)
         concept[0, : round(share * images)] = True
         unit = Responses(concept.T.astype(np.float32))
-        kinds: dict[str, Callable[[], np.ndarray]] = {
-            "missing": lambda: concept & (rng.random(concept.shape) < 0.5),  # noqa: B023
-            "extra": lambda: concept | (rng.random(concept.shape) < share / (1 - share)),  # noqa: B023
+        exact, draw = _values(unit, concept), rng.random((2, draws, 1, images), dtype=np.float32)
+        changed = {
+            "missing": [_values(unit, concept & (each < 0.5)) for each in draw[0]],
+            "extra": [_values(unit, concept | (each < share / (1 - share))) for each in draw[1]],
         }
-        exact = _values(unit, concept)
-        changed = {kind: [_values(unit, make()) for _ in range(draws)] for kind, make in kinds.items()}
         rows += [
-            _row(name, share, exact[name], {k: [d[name] for d in v] for k, v in changed.items()})
+            _row(
+                name,
+                share,
+                exact[name],
+                {kind: [one[name] for one in each] for kind, each in changed.items()},
+            )
             for name in METRICS
         ]
     return pd.DataFrame(rows).sort_values(["metric", "frequency"], ascending=[True, False], kind="stable")

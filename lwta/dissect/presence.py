@@ -97,6 +97,32 @@ class Classes:
         return (self.classes[images, None] == names).float().to(device)
 
 
+class Part:
+    """Some images and some concepts of a presence, numbered anew.
+
+    Args:
+        presence: P (N, K).
+        images: int64, all where not given; one may be there several times.
+        concepts: likewise.
+    """
+
+    def __init__(
+        self, presence: Presence, images: Tensor | None = None, concepts: Tensor | None = None
+    ) -> None:
+        self.presence = presence
+        self.images = torch.arange(presence.shape[0]) if images is None else images
+        self.concepts = torch.arange(presence.shape[1]) if concepts is None else concepts
+        self.shape = (len(self.images), len(self.concepts))
+
+    def part(
+        self,
+        images: Tensor | slice,
+        concepts: Tensor | slice = slice(None),
+        device: str | torch.device = "cpu",
+    ) -> Tensor:
+        return self.presence.part(self.images[images], self.concepts[concepts], device)
+
+
 def rows_of(values: np.ndarray | Tensor, images: Tensor | slice) -> Tensor:
     """Some rows of an array or tensor, as float32; read where they are asked for, so it may be mapped."""
     if isinstance(values, Tensor):

@@ -11,23 +11,7 @@ from torch import Tensor
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labelers.clip import ClipLabeler
 from lwta.dissect.labels import texts_of
-from lwta.dissect.presence import Presence
-
-
-class _Chosen:
-    """Presence of some of the concepts, numbered anew."""
-
-    def __init__(self, presence: Presence, concepts: Tensor) -> None:
-        self.presence, self.concepts = presence, concepts
-        self.shape = (presence.shape[0], len(concepts))
-
-    def part(
-        self,
-        images: Tensor | slice,
-        concepts: Tensor | slice = slice(None),
-        device: str | torch.device = "cpu",
-    ) -> Tensor:
-        return self.presence.part(images, self.concepts[concepts], device)
+from lwta.dissect.presence import Part
 
 
 def kept_labels(
@@ -67,7 +51,7 @@ def kept_labels(
         if len(drawn) < 2:
             continue
         names = [labeler.names[k] for k in drawn]
-        chosen = data._replace(presence=_Chosen(data.presence, torch.from_numpy(drawn)))
+        chosen = data._replace(presence=Part(data.presence, concepts=torch.from_numpy(drawn)))
         found = texts_of(_alone(labeler, names).label(chosen))
         there = np.isin(mine, names) & told
         kept[1] += (_texts(found) == mine) & there

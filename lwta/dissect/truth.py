@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lwta.dissect.evaluate import FEWEST
+from lwta.dissect.label_scores import FEWEST
 from lwta.dissect.labels import plain
 from lwta.errors import InputError
 

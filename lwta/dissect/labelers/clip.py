@@ -14,7 +14,7 @@ from torch import Tensor
 from lwta.dissect import similarity as similarities
 from lwta.dissect.labelers import LayerData, unit_rows
 from lwta.dissect.labels import NEXT
-from lwta.dissect.presence import Presence
+from lwta.dissect.presence import Part
 from lwta.dissect.record import Exemplars
 from lwta.dissect.store import digest, load, save
 from lwta.errors import InputError
@@ -142,7 +142,7 @@ class ClipLabeler:
             columns, presence = torch.tensor(units), data.presence
             values = _Values(data.values, data.seen, columns)
             if not torch.equal(data.seen, torch.arange(len(data.values))):
-                presence = _Shown(presence, data.seen)
+                presence = Part(presence, data.seen)
             return score(values, presence, negative=data.exemplars.negative[columns]), None
         if self.prior is None:
             # More are kept than a similarity may look at: of a small probe set most of the images.
@@ -182,17 +182,6 @@ class _Values:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         return self.values[self.images[rows]][:, self.columns]
-
-
-class _Shown:
-    """Presence in some images, numbered anew."""
-
-    def __init__(self, presence: Presence, images: Tensor) -> None:
-        self.presence, self.index = presence, images
-        self.shape = (len(images), presence.shape[1])
-
-    def part(self, images: Tensor | slice, concepts: Tensor | slice = slice(None)) -> Tensor:
-        return self.presence.part(self.index[images], concepts)
 
 
 def _subset(exemplars: Exemplars, units: Sequence[int], top: int | None = None) -> Exemplars:

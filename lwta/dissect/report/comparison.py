@@ -13,8 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from lwta.dissect.evaluate import CONTROLS
 from lwta.dissect.evaluation import Evaluation, plus_minus, read_evaluation
+from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.report.pareto import draw_pareto
 from lwta.errors import InputError
@@ -71,6 +71,10 @@ _LINES: dict[str, Callable[[Row], str]] = {
     "images per second": lambda r: f"{r['images_per_second']:,.0f} on {r['device']}",
     "label score": _label_score,
     "units labelled": lambda r: f"{r['labelled_units']:,} of {r['label_units']:,}",
+}
+
+#: Those of labels that were judged.
+_JUDGED_LINES: dict[str, Callable[[Row], str]] = {
     **{
         f"correlation of {what}, other images": partial(_held_out, name=name)
         for name, what in (
@@ -83,15 +87,14 @@ _LINES: dict[str, Callable[[Row], str]] = {
     "labels better than chance, of those judged": lambda r: (
         "" if math.isnan(r["discoveries"]) else f"{r['discoveries']:,.0f} of {r['judged_units']:,.0f}"
     ),
+}
+
+#: Those of labels that were judged where the truth is known.
+_TRUTH_LINES: dict[str, Callable[[Row], str]] = {
     "true labels, of selective units": lambda r: _judged(r, "true_share"),
     "the same, labels shuffled": lambda r: _judged(r, "shuffled_share"),
     "selective units": lambda r: "" if math.isnan(r["true_share"]) else f"{r['selective_units']:,.0f}",
 }
-
-
-#: Titles of what needs an evaluation, and of what needs one against the truth.
-_OF_TRUTH = list(_LINES)[-3:]
-_OF_JUDGES = list(_LINES)[-8:-3]
 
 _MEANS = [f"{name}{end}" for name in ("label", *CONTROLS) for end in ("", "_error")]
 
@@ -126,11 +129,9 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
     """Of a run's labels: columns of the comparison, and what they were made from.
 
     The columns are ``label_score``, the mean over the ``labelled_units`` of all ``label_units``; and where
-    these
-    labels were judged (else None) the correlation of labels and of controls on other images, each with its
-    standard error, ``discoveries`` among the ``judged_units``, and ``true_share``, the share of true labels
-    among
-    the ``selective_units``, and with them shuffled.
+    these labels were judged (else None) the correlation of labels and of controls on other images, each with
+    its standard error, ``discoveries`` among the ``judged_units``, and ``true_share``, the share of true
+    labels among the ``selective_units``, and with them shuffled.
 
     Raises:
         InputError: as :func:`labels_to_compare`.
@@ -198,9 +199,8 @@ def sentences(comparison: pd.DataFrame, identities: list[dict[str, Any]]) -> lis
 
 def summaries(comparison: pd.DataFrame) -> list[list[tuple[str, str]]]:
     """Of each run, titles and values as the table shows them."""
-    left = [] if "selective_units" in comparison else _OF_TRUTH
-    left = left if "judge" in comparison else [*_OF_JUDGES, *_OF_TRUTH]
-    lines = {title: show for title, show in _LINES.items() if title not in left}
+    lines = _LINES | (_JUDGED_LINES if "judge" in comparison else {})
+    lines |= _TRUTH_LINES if "selective_units" in comparison else {}
     return [[(title, show(row)) for title, show in lines.items()] for row in comparison.to_dict("records")]
 
 

@@ -79,9 +79,6 @@ def _note(alive: bool, negative: bool, reason: str | None, q_value: float | None
     if not alive:
         return "never won"
     told = ["fires mostly with negative values"] if negative else []
-    return "; ".join(
-        [
-            *told,
-            *(["label not shown to be better than chance"] if q_value is not None and q_value > RATE else []),
-        ]
-    )
+    if q_value is not None and q_value > RATE:
+        told.append("label not shown to be better than chance")
+    return "; ".join(told)
