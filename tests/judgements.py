@@ -39,5 +39,5 @@ WHOLE = FOUND._replace(
     kept_concepts=0.9,
     truth=TruthScore(5, 7, 0.8, 0.1, 0.85),
     pairs=PairScore(0, math.nan, math.nan, math.nan),
-    classes=ClassScore("head", 4, 0.5, 0.75, 0.1, 0.2, math.nan, math.nan, math.nan),
+    classes=ClassScore("head", 4, 0.5, 0.25, 0.1, 0.05, 0.75, 0.2, 0.2, 0.1),
 )

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from benchmarks.accuracy.study import Study
-from benchmarks.labels.measure import TOP, _read, overlap, units_needed
+from benchmarks.labels import photographs
+from benchmarks.labels.measure import TOP, _read, _units, overlap, units_needed
 from benchmarks.labels.tables import write_tables
 from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import REPORTED
@@ -86,3 +88,60 @@ def test_the_tables_hold_the_means_over_seeds(study, tmp_path):
     assert text.count("| gelu, at its top 4% |") == 5
     assert "| lwta | 0.500 ± 0.250 | 0.500 ± 0.250 |" in text
     assert (tmp_path / "toy.png").stat().st_size > 10_000
+
+
+class Pictures:
+    """Plain pictures of given colours, with their classes."""
+
+    def __init__(self, colours, classes):
+        self.pictures = [
+            Image.fromarray(np.full((8, 8, 3), colour, np.uint8)) if isinstance(colour, tuple) else colour
+            for colour in colours
+        ]
+        self.classes = classes
+
+    def __len__(self):
+        return len(self.classes)
+
+    def __getitem__(self, index):
+        return self.pictures[index], self.classes[index]
+
+
+@pytest.mark.parametrize(
+    ("concept", "colour"),
+    [
+        ("blue picture", (40, 80, 220)),
+        ("green picture", (60, 180, 70)),
+        ("red picture", (220, 30, 40)),
+        ("bright picture", (250, 250, 250)),
+        ("dark picture", (5, 5, 10)),
+        ("grey picture", (128, 128, 128)),
+    ],
+)
+def test_what_pixels_tell_of_a_photograph(concept, colour):
+    others = [(150, 120 + i, 60) for i in range(19)]  # shades of ochre
+    shown = photographs.annotations(Pictures([*others, colour], [0] * 20))
+    column = shown[:, photographs.CONCEPTS.index(concept)]
+    assert column[19] == 1, column
+    assert column.sum() <= 2  # a tenth of them
+
+
+def test_a_rough_photograph_is_one_of_many_edges():
+    edges = Image.fromarray(np.indices((8, 8)).sum(0).astype(np.uint8) % 2 * 200).convert("RGB")
+    shown = photographs.annotations(Pictures([(100, 100, 100)] * 19 + [edges], [0] * 20))
+    assert shown[:, photographs.CONCEPTS.index("rough picture")].nonzero()[0].tolist() == [19]
+
+
+def test_what_classes_tell_of_a_photograph():
+    shown = photographs.annotations(Pictures([(90, 60, 30)] * 10, list(range(10))))
+    told = dict(zip(photographs.CONCEPTS, shown.T, strict=True))
+    assert told["bird"].nonzero()[0].tolist() == [2]
+    assert told["mammal"].nonzero()[0].tolist() == [3, 4, 5, 7]
+    np.testing.assert_array_equal(told["animal"] + told["vehicle"], np.ones(10))
+
+
+def test_units_of_feature_maps_are_those_of_tokens():
+    maps = torch.randn(2, 5, 3, 4, generator=torch.Generator().manual_seed(2))
+    tokens = maps.flatten(2).mT
+    torch.testing.assert_close(_units(maps, 1), tokens, rtol=0, atol=0)
+    torch.testing.assert_close(_units(tokens, 2), tokens, rtol=0, atol=0)

@@ -8,23 +8,10 @@ from filelock import FileLock
 from jsonargparse import auto_cli
 
 from benchmarks.accuracy.study import REPOSITORY, Study
-from benchmarks.labels.measure import Setting, firing, measure
+from benchmarks.labels.measure import firing, measure
+from benchmarks.labels.settings import ENCODER, setting
 from benchmarks.labels.tables import write_tables
-from commands.sources import Source
 from lwta.errors import InputError
-from models.probes import true_presence
-from models.shapes import CONCEPTS, HELD_OUT, Shapes
-
-LAYERS = "blocks.*.mlp.act"
-LABELLED = "validation[2000:4000]"  # 5 % of them, as rank_reorder reads, are the 100 exemplars of the others
-
-
-def embedded() -> Setting:
-    """The embedded world: labels by its own words and CLIP, judged by its factors."""
-    presence = true_presence(Shapes(HELD_OUT))
-    assert presence is not None
-    truth = Source(CONCEPTS, {"concepts": "factors"}, images=presence.numpy())
-    return Setting({"probe": LABELLED, "concepts": "shapes", "clip": "shapes"}, {"probe": HELD_OUT}, truth)
 
 
 def run(study: str, root: str, only: str = "*") -> None:
@@ -35,15 +22,16 @@ def run(study: str, root: str, only: str = "*") -> None:
         root: data folder.
         only: glob over variants.
     """
-    read, setting = Study.read(study), embedded()
+    read = Study.read(study)
+    given = setting(read, root)
     paths = [REPOSITORY / read.results / f"{read.name}-{kind}.csv" for kind in ("labels", "firing")]
     for trial in read.trials(only):
         key = {"variant": trial.variant, "seed": trial.seed}
-        if trial.read("validate") is None or _has(paths[0], key):
+        if trial.variant == ENCODER or trial.read("validate") is None or _has(paths[0], key):
             continue
         print(trial, flush=True)
-        rows = [key | row for row in measure(trial.folder, root, setting, LAYERS)]
-        _add(paths[1], [key | firing(trial.folder, root, "validate", LAYERS, 1000)])
+        rows = [key | row for row in measure(trial.folder, root, given)]
+        _add(paths[1], [key | firing(trial.folder, root, given.layers, "validate", 1000)])
         _add(paths[0], rows)  # last: it says that the network is done
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,43 +17,40 @@ from commands.subject import Subject, open_subject
 from lwta.dissect.evaluate import means
 from lwta.dissect.label_scores import Judge, judge_layer
 from lwta.dissect.truth import score_labels
-from lwta.layers import LWTA, observe
+from lwta.layers import LWTA, Firing, observe
 from models.images import IndexedImages
 
 # Those that read every value first: the others find what they need in the same pass.
 SIMILARITIES = ("cos", "cos_cubed", "jensen_shannon", "soft_wpmi", "wpmi", "rank_reorder")
-READOUTS = ("cls", "mean", "patches")
+PRIOR = 0.75  # of soft_wpmi; the published 1 leaves a shared concept to one unit of a small layer
 TOP = 0.04  # of the images, at which units of dense networks are read as well
 EXPLAINED = 0.9  # of a logit
 DRAWS = 3  # of each control, for each of hundreds of units
 
 
-class Setting:
+class Setting(NamedTuple):
     """What networks are labelled from and judged by.
 
-    Args:
+    Attributes:
+        layers: glob over their names.
+        readouts: of their units.
         labelled, judged: options of the images that labels are chosen from, and of the others.
         source: what tells which of the images judged on show a concept.
-        prior: of soft_wpmi, whose published one leaves a shared concept to one unit of a small layer.
     """
 
-    def __init__(
-        self, labelled: Mapping[str, Any], judged: Mapping[str, Any], source: Source, prior: float = 0.75
-    ) -> None:
-        self.labelled, self.judged, self.source, self.prior = dict(labelled), dict(judged), source, prior
-
-    def options(self, readout: str, similarity: str) -> LabelOptions:
-        """How units are labelled."""
-        prior = self.prior if similarity == "soft_wpmi" else None
-        return LabelOptions(readout=readout, similarity=similarity, prior=prior, **self.labelled)
+    layers: str
+    readouts: tuple[str, ...]
+    labelled: dict[str, Any]
+    judged: dict[str, Any]
+    source: Source
 
 
-def measure(folder: Path, root: str, setting: Setting, layers: str) -> Iterator[dict[str, Any]]:
+def measure(folder: Path, root: str, setting: Setting) -> Iterator[dict[str, Any]]:
     """Rows of a run: for each readout, similarity and reading, and each layer and all of them."""
     subject = open_subject(NetworkOptions(run=str(folder), root=root))
-    sites = subject.layers(layers)
+    sites = subject.layers(setting.layers)
     sparse = any(isinstance(subject.model.get_submodule(name), LWTA) for name in sites)
-    for readout in READOUTS:
+    for readout in setting.readouts:
         if readout == "patches":  # each exemplar is a crop for the CLIP, tens of thousands in a layer
             sites = dict(list(sites.items())[-1:])
         kind = "max" if readout == "patches" else readout
@@ -64,7 +61,9 @@ def measure(folder: Path, root: str, setting: Setting, layers: str) -> Iterator[
         for similarity in SIMILARITIES:
             if readout == "patches" and similarity in ("cos", "cos_cubed", "jensen_shannon"):
                 continue  # these look at whole images
-            asked = Question(subject, setting.options(readout, similarity))
+            prior = PRIOR if similarity == "soft_wpmi" else None
+            own = LabelOptions(readout=readout, similarity=similarity, prior=prior, **setting.labelled)
+            asked = Question(subject, own)
             labels = asked.label(sites).table
             for reading in ("all",) if sparse else ("all", f"top {TOP:.0%}"):
                 values = {layer: _read(data.values, reading) for layer, data in read.items()}
@@ -115,7 +114,7 @@ def _judged(
 # --- who fires -----------------------------------------------------------------------------------
 
 
-def firing(folder: Path, root: str, split: str, layers: str, images: int) -> dict[str, Any]:
+def firing(folder: Path, root: str, layers: str, split: str, images: int) -> dict[str, Any]:
     """Overlap of the sets of units that fire on two images, and how many units carry a logit."""
     subject = open_subject(NetworkOptions(run=str(folder), root=root))
     sites = subject.layers(layers)
@@ -136,18 +135,25 @@ def _passes(
     fired, values, classes, needed = [], [], [], []
     last = list(sites)[-1]
     for _, pixels, targets in loader:
-        seen: dict[str, Any] = {}
+        seen: dict[str, Firing] = {}
         with observe(subject.model, sites, seen.__setitem__):
             logits = subject.model(pixels)
-        fired.append(torch.cat([found.fired.any(1) for found in seen.values()], 1))
-        values.append(torch.cat([found.values.mean(1) for found in seen.values()], 1).detach())
+        fired.append(torch.cat([_units(site.fired, site.dim).any(1) for site in seen.values()], 1))
+        means = [_units(site.values.detach(), site.dim).mean(1) for site in seen.values()]
+        values.append(torch.cat(means, 1))
         classes.append(targets)
         score = (logits.amax(1) - logits.mean(1)).sum()
         (gradient,) = torch.autograd.grad(score, seen[last].values)
-        needed.append(units_needed((gradient * seen[last].values).sum(1).detach()))
+        contributions = _units((gradient * seen[last].values).detach(), seen[last].dim)
+        needed.append(units_needed(contributions.sum(1)))
     read = torch.cat(values)
     top = read >= read.quantile(1 - TOP, dim=0)
     return torch.cat(fired), top & (read != 0), torch.cat(classes), torch.cat(needed)
+
+
+def _units(values: Tensor, dim: int) -> Tensor:
+    """Of each image, its positions and units, (n, positions, D)."""
+    return values.movedim(dim, -1).flatten(1, -2)
 
 
 def units_needed(contributions: Tensor) -> Tensor:

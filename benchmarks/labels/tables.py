@@ -21,7 +21,7 @@ def write_tables(study: Study) -> Path:
     )
     order = [name for name in study.variants if name in set(labels["variant"])]
     whole = labels[labels["layer"] == "all"]
-    last = labels[(labels["readout"] == "patches") & (labels["layer"] != "all")]
+    readouts = labels["readout"].unique().tolist()
     parts = [
         f"# Labels of the networks of [{study.name}.yaml](../../labels/{study.name}.yaml)",
         "Made by `python -m benchmarks.labels table`; means over units, plus or minus their standard "
@@ -30,19 +30,19 @@ def write_tables(study: Study) -> Path:
         "## Networks",
         _table(_networks(order, trained, fired)),
     ]
-    for readout, rows in (("cls", whole), ("mean", whole), ("patches", last)):
+    for readout in readouts:
         for similarity in ("soft_wpmi", _FIRST):
-            part = rows[(rows["readout"] == readout) & (rows["similarity"] == similarity)]
+            part = whole[(whole["readout"] == readout) & (whole["similarity"] == similarity)]
             if len(part):
                 parts += [f"## Labels by {similarity}, readout {readout}", _table(_labels(order, part))]
-    for readout, rows in (("cls", whole), ("mean", whole), ("patches", last)):
+    for readout in readouts:
         parts += [
             f"## Correlation by similarity, readout {readout}",
-            _table(_similarities(order, rows[rows["readout"] == readout])),
+            _table(_similarities(order, whole[whole["readout"] == readout])),
         ]
     page = folder / f"{study.name}.md"
     page.write_text("\n\n".join(parts) + "\n")
-    _plot(order, whole, folder / f"{study.name}.png")
+    _plot(order, readouts[:2], whole, folder / f"{study.name}.png")
     return page
 
 
@@ -115,11 +115,11 @@ def _percent(share: float) -> str:
     return "none" if math.isnan(share) else f"{100 * share:.0f} %"
 
 
-def _plot(order: list[str], rows: pd.DataFrame, path: Path) -> None:
+def _plot(order: list[str], readouts: list[str], rows: pd.DataFrame, path: Path) -> None:
     """Correlation of labels and of controls, a panel for each readout and similarity."""
     figure = Figure(figsize=(11, 6.5), layout="constrained")
     panels = figure.subplots(2, 2, sharey=True, sharex=True).flatten()
-    kinds = [(readout, similarity) for readout in ("cls", "mean") for similarity in ("soft_wpmi", _FIRST)]
+    kinds = [(readout, similarity) for readout in readouts for similarity in ("soft_wpmi", _FIRST)]
     for axes, (readout, similarity) in zip(panels, kinds, strict=True):
         part = rows[(rows["readout"] == readout) & (rows["similarity"] == similarity)]
         mean = part[part["reading"] == "all"].groupby("variant").mean(numeric_only=True).reindex(order)

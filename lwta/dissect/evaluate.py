@@ -1,13 +1,15 @@
-"""How good labels are on the whole, always beside controls: means and discoveries.
+"""How good labels are on the whole, always beside controls: means, their errors, and discoveries.
 
 They are of the scores of single labels (:mod:`lwta.dissect.label_scores`).
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy.stats import false_discovery_control
+from torch import Tensor
 
 from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import REPORTED
@@ -53,3 +55,35 @@ def _row(layer: str, part: pd.DataFrame, metric: str) -> dict[str, object]:
         row |= {name: column.mean(), f"{name}_error": column.sem()}
     ahead = scored[metric] - scored[f"shuffled_{metric}"]
     return row | {"ahead": ahead.mean(), "ahead_error": ahead.sem()}
+
+
+def shares(hits: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Mean of units with their own labels, and with those of any, each with its standard error over units.
+
+    Args:
+        hits: of unit i with the label of unit j, (n, n).
+    """
+    if not len(hits):
+        return (math.nan, math.nan), (math.nan, math.nan)
+
+    def mean(each: Tensor) -> tuple[float, float]:
+        error = float(each.double().std() / len(each) ** 0.5) if len(each) > 1 else math.nan
+        return float(each.mean()), error
+
+    return mean(hits.diagonal()), mean(hits.mean(1))
+
+
+def percent(share: float, error: float) -> str:
+    """A share with its standard error, in percent."""
+    return f"{100 * share:.1f} %" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
+
+
+def plus_minus(mean: float, error: float) -> str:
+    """A mean with its standard error.
+
+    >>> plus_minus(0.1234, 0.0056), plus_minus(0.5, math.nan), plus_minus(math.nan, math.nan)
+    ('0.123 ± 0.006', '0.500', 'none')
+    """
+    if math.isnan(mean):
+        return "none"
+    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")

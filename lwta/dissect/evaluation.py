@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lwta.dissect.evaluate import RATE
+from lwta.dissect.evaluate import RATE, plus_minus
 from lwta.dissect.final_layer import ClassScore
 from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import GENERATED, REPORTED
@@ -167,14 +167,3 @@ def overview(found: Evaluation) -> pd.DataFrame:
             },
         }
     )
-
-
-def plus_minus(mean: float, error: float) -> str:
-    """A mean with its standard error.
-
-    >>> plus_minus(0.1234, 0.0056), plus_minus(0.5, math.nan), plus_minus(math.nan, math.nan)
-    ('0.123 ± 0.006', '0.500', 'none')
-    """
-    if math.isnan(mean):
-        return "none"
-    return f"{mean:.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}")

@@ -7,6 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lwta.dissect.evaluate import percent, plus_minus, shares
 from lwta.dissect.labels import NEXT, plain
 
 
@@ -17,33 +18,39 @@ class ClassScore(NamedTuple):
         layer: whose units are classes.
         units: C.
         top1, top5: units whose label, or whose label or a runner-up, is their class, over all.
-        top1_shuffled, top5_shuffled: the same, expected with the labels dealt out anew.
-        cosine, cosine_error: mean cosine of the embeddings of label and class name, matched unit by unit,
-            and its standard error; NaN where nothing embeds words. Of units with a label.
-        cosine_shuffled: the same, expected with the labels dealt out anew.
+        cosine: mean cosine of the embeddings of label and class name, matched unit by unit, of units with a
+            label; NaN where nothing embeds words.
+        top1_shuffled, top5_shuffled, cosine_shuffled: the same, expected with the labels dealt out anew.
+        top1_error ... cosine_shuffled_error: standard errors of these, over units.
     """
 
     layer: str
     units: int
     top1: float
-    top5: float
+    top1_error: float
     top1_shuffled: float
+    top1_shuffled_error: float
+    top5: float
+    top5_error: float
     top5_shuffled: float
-    cosine: float
-    cosine_error: float
-    cosine_shuffled: float
+    top5_shuffled_error: float
+    cosine: float = math.nan
+    cosine_error: float = math.nan
+    cosine_shuffled: float = math.nan
+    cosine_shuffled_error: float = math.nan
 
     def __str__(self) -> str:
         said = (
-            f"{self.layer}: {100 * self.top1:.1f} % of the {self.units} class units are labelled by their "
-            f"class's name ({100 * self.top1_shuffled:.1f} % with the labels shuffled), "
-            f"{100 * self.top5:.1f} % among the five best labels ({100 * self.top5_shuffled:.1f} %)"
+            f"{self.layer}: {percent(self.top1, self.top1_error)} of the {self.units} class units are "
+            f"labelled by their class's name ({percent(self.top1_shuffled, self.top1_shuffled_error)} with the labels "
+            f"shuffled), {percent(self.top5, self.top5_error)} among the five best labels "
+            f"({percent(self.top5_shuffled, self.top5_shuffled_error)})"
         )
         if math.isnan(self.cosine):
             return said
         return (
-            f"{said}; cosine of label and name {self.cosine:.3f} ± {self.cosine_error:.3f} "
-            f"({self.cosine_shuffled:.3f} shuffled)"
+            f"{said}; cosine of label and name {plus_minus(self.cosine, self.cosine_error)} "
+            f"({plus_minus(self.cosine_shuffled, self.cosine_shuffled_error)} shuffled)"
         )
 
 
@@ -65,23 +72,12 @@ def score_classes(
     names = [plain(name) for name in classes]
     first = torch.tensor([[bool(name) and name == labels[0] for labels in told] for name in names]).double()
     among = torch.tensor([[bool(name) and name in labels for labels in told] for name in names]).double()
-    cosines = torch.full((1, 1), torch.nan, dtype=torch.float64)
+    cosines = torch.zeros(0, 0, dtype=torch.float64)
     if embedded is not None:
         words, texts, own = embedded
         place = {word: k for k, word in enumerate(words)}
         there = [unit for unit, label in enumerate(rows["label"].tolist()) if label in place]
         picked = texts[[place[label] for label in rows["label"].iloc[there].tolist()]]
-        if there:
-            cosines = (own[there] @ picked.T).double()
-    matched = cosines.diagonal()
-    return ClassScore(
-        layer=str(rows["layer"].iloc[0]),
-        units=len(rows),
-        top1=float(first.diagonal().mean()),
-        top5=float(among.diagonal().mean()),
-        top1_shuffled=float(first.mean()),
-        top5_shuffled=float(among.mean()),
-        cosine=float(matched.mean()),
-        cosine_error=float(matched.std() / len(matched) ** 0.5) if len(matched) > 1 else math.nan,
-        cosine_shuffled=float(cosines.mean()),
-    )
+        cosines = (own[there] @ picked.T).double()
+    found = [number for hits in (first, among, cosines) for pair in shares(hits) for number in pair]
+    return ClassScore(str(rows["layer"].iloc[0]), len(rows), *found)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lwta.dissect.evaluate import percent, shares
 from lwta.dissect.label_scores import FEWEST
 from lwta.dissect.labels import plain
 from lwta.errors import InputError
@@ -47,8 +48,8 @@ class TruthScore(NamedTuple):
         if not self.selective:
             return f"{told}; no label can be judged"
         return (
-            f"{told}; {_percent(self.true_share, self.true_error)} of the selective ones carry a true label, "
-            f"{_percent(self.shuffled_share, self.shuffled_error)} with the labels shuffled among them"
+            f"{told}; {percent(self.true_share, self.true_error)} of the selective ones carry a true label, "
+            f"{percent(self.shuffled_share, self.shuffled_error)} with the labels shuffled among them"
         )
 
 
@@ -77,16 +78,12 @@ class PairScore(NamedTuple):
         told = f"{self.selective} units tell a pair of concepts better than any single one"
         if not self.selective:
             return told
-        named = f"{_percent(self.named_share, self.named_error)} of them are labelled with it, "
-        half = f"{_percent(self.half_share, self.half_error)} with one of the two"
+        named = f"{percent(self.named_share, self.named_error)} of them are labelled with it, "
+        half = f"{percent(self.half_share, self.half_error)} with one of the two"
         if math.isnan(self.named_share):
             named, half = "", half.replace(" with", " of them are labelled with")
-        either = _percent(self.shuffled_share, self.shuffled_error)
+        either = percent(self.shuffled_share, self.shuffled_error)
         return f"{told}; {named}{half}, {either} with either once the labels are shuffled"
-
-
-def _percent(share: float, error: float) -> str:
-    return f"{100 * share:.1f} %" + ("" if math.isnan(error) else f" ± {100 * error:.1f}")
 
 
 def auroc(values: Tensor, presence: Tensor) -> Tensor:
@@ -167,7 +164,7 @@ def score_labels(
     truth, told = _true(scores), _places(labels, values, names)
     selective = truth.any(1)
     count = int(selective.sum())
-    own, shuffled = _shares(_hits(truth[selective], told[selective]))
+    own, shuffled = shares(_hits(truth[selective], told[selective]))
     mean = float(scores.amax(1).mean())
     return TruthScore(count, len(truth) - count, own[0], shuffled[0], mean, own[1], shuffled[1])
 
@@ -193,7 +190,7 @@ def score_pairs(
     told = _places(labels, values, pairs.names)
     whole = _hits(truth[selective], told[selective])
     half = _hits(halves[selective], _places(labels, values, names)[selective])
-    own, one, either = _shares(whole)[0], _shares(half)[0], _shares(whole + half)[1]
+    own, one, either = shares(whole)[0], shares(half)[0], shares(whole + half)[1]
     if (told < 0).all():  # no pair was offered
         own = (math.nan, math.nan)
     return PairScore(int(selective.sum()), own[0], one[0], either[0], own[1], one[1], either[1])
@@ -236,15 +233,3 @@ def _hits(truth: Tensor, told: Tensor) -> Tensor:
     """Whether the label of unit j is true of unit i, (n, n)."""
     # A column of falsehood for those without a label, or with a word that is no known concept.
     return torch.nn.functional.pad(truth, (0, 1))[:, told].float()
-
-
-def _shares(hits: Tensor) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Of units with their own labels, and with those of any, each with its standard error."""
-    if not len(hits):
-        return (math.nan, math.nan), (math.nan, math.nan)
-
-    def mean(each: Tensor) -> tuple[float, float]:
-        error = float(each.double().std() / len(each) ** 0.5) if len(each) > 1 else math.nan
-        return float(each.mean()), error
-
-    return mean(hits.diagonal()), mean(hits.mean(1))

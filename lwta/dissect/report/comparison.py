@@ -13,7 +13,8 @@ from typing import Any
 
 import pandas as pd
 
-from lwta.dissect.evaluation import Evaluation, plus_minus, read_evaluation
+from lwta.dissect.evaluate import plus_minus
+from lwta.dissect.evaluation import Evaluation, read_evaluation
 from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.report.pareto import draw_pareto
