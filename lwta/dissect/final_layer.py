@@ -42,8 +42,8 @@ class ClassScore(NamedTuple):
     def __str__(self) -> str:
         said = (
             f"{self.layer}: {percent(self.top1, self.top1_error)} of the {self.units} class units are "
-            f"labelled by their class's name ({percent(self.top1_shuffled, self.top1_shuffled_error)} with the labels "
-            f"shuffled), {percent(self.top5, self.top5_error)} among the five best labels "
+            f"labelled by their class's name ({percent(self.top1_shuffled, self.top1_shuffled_error)} with "
+            f"the labels shuffled), {percent(self.top5, self.top5_error)} among the five best labels "
             f"({percent(self.top5_shuffled, self.top5_shuffled_error)})"
         )
         if math.isnan(self.cosine):
