@@ -1,9 +1,7 @@
 """``evaluate``: how good labels are, beside controls, on images that they were not chosen from."""
 
 import math
-import re
 import sys
-from collections import Counter
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -194,7 +192,7 @@ def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
         images=len(seen),
         units=len(table),
         scored=int(np.isfinite(table["correlation"].to_numpy(dtype=float)).sum()),
-        unscored=dict(Counter(_reason(text) for text in table["unscored"].dropna().tolist())),
+        unscored=_unscored(table),
         discoveries=int((table["q_value"].to_numpy() <= RATE).sum()),
         means=means(table, (*REPORTED, *generated)).to_dict("records"),
         kept_images=_mean(table, "kept_images"),
@@ -210,8 +208,17 @@ def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
     return found._replace(truth=score_labels(*told), pairs=score_pairs(*told, pairs))
 
 
-def _reason(text: str) -> str:
-    return re.sub(r"^\d+ images", "too few images", text)
+def _unscored(table: pd.DataFrame) -> dict[str, int]:
+    """Units that are not judged by reason, which names some of the labels where it lies with these."""
+    without = table.dropna(subset=["unscored"])
+    reasons = without["unscored"].str.replace(r"^\d+ images", "too few images", regex=True)
+    found = {}
+    for reason, part in without.groupby(reasons, sort=False):
+        words = part["label"].dropna().unique().tolist()
+        of_label = str(reason).startswith(("the label", "too few")) and words
+        said = ", ".join(map(repr, words[:3])) + (", ..." if len(words) > 3 else "")
+        found[f"{reason} ({said})" if of_label else str(reason)] = len(part)
+    return found
 
 
 def _mean(table: pd.DataFrame, column: str) -> float | None:
