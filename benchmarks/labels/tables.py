@@ -27,6 +27,8 @@ def write_tables(study: Study) -> Path:
         "Made by `python -m benchmarks.labels table`; means over units, plus or minus their standard "
         "error, and over seeds where there are several. What each column is: "
         "[docs/study.md](../../../docs/study.md).",
+        f"## Summary, labels by {_FIRST}",
+        _table(_summary(order, readouts[:2], whole, trained, fired)),
         "## Networks",
         _table(_networks(order, trained, fired)),
     ]
@@ -51,6 +53,38 @@ def _table(frame: pd.DataFrame) -> str:
     return "\n".join(
         [*head, *("| " + " | ".join(row) + " |" for row in frame.astype(str).to_numpy().tolist())]
     )
+
+
+def _summary(
+    order: list[str], readouts: list[str], labels: pd.DataFrame, trained: pd.DataFrame, fired: pd.DataFrame
+) -> pd.DataFrame:
+    """What the study is read by; the first readout is the one that counts units."""
+    both = trained.merge(fired, on=_KEY)
+    rows = []
+    for variant in order:
+        mean = both[both["variant"] == variant].mean(numeric_only=True)
+        own = labels[(labels["variant"] == variant) & (labels["similarity"] == _FIRST)]
+        told = own.groupby(["readout", "reading"]).mean(numeric_only=True)
+        first = told.loc[(readouts[0], "all")]
+        narrow = [told.loc[key] for key in told.index if key[0] == readouts[0] and key[1] != "all"]
+        best = max(CONTROLS, key=lambda name: first[f"correlation {name}"])
+        rows.append(
+            {
+                "network": variant,
+                "seeds": own["seed"].nunique(),
+                "top-1": f"{100 * mean['validate top1 argmax']:.1f} %",
+                "active": f"{100 * mean['validate active, competing sites']:.1f} %",
+                f"correlation, {readouts[0]}": _pm(first, "correlation label"),
+                "at their top 4 %": _pm(narrow[0], "correlation label") if narrow else "",
+                "best control": f"{first[f'correlation {best}']:.3f} ({best})",
+                f"correlation, {readouts[1]}": _pm(told.loc[(readouts[1], "all")], "correlation label"),
+                "units labelled": f"{100 * first['labelled'] / first['units']:.0f} %",
+                "with a true label": f"{_percent(first['selective'] * first['true_share'] / first['units'])}",
+                "distinct": f"{first['distinct']:.0f}",
+                "units for 90 % of a logit": f"{mean['units for 90 %']:.0f} of {mean['last layer']:.0f}",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def _networks(order: list[str], trained: pd.DataFrame, fired: pd.DataFrame) -> pd.DataFrame:
