@@ -83,7 +83,9 @@ def test_the_tables_hold_the_means_over_seeds(study, tmp_path):
     text = page.read_text()
     summary = "0.250 ± 0.250 |  | 0.250 (constant) |"
     assert f"| lwta | 2 | 96.9 % | 4.2 % | {summary.replace('0.250', '0.500', 1)}" in text
-    assert "| 0.500 ± 0.250 | 75 % | 12 % | 7 | 12 of 384 |" in text  # a quarter selective, half of these true
+    assert (
+        "| 0.500 ± 0.250 | 75 % | 12 % | 7 | 12 of 384 |" in text
+    )  # a quarter selective, half of these true
     assert "| gelu | 96.9 % | 4.2 % | 3.0 % | 50.0 % | 0.12 / 0.12 | 0.125 / 0.125 | 12 of 384 |" in text
     lines = [line for line in text.splitlines() if line.startswith("| lwta | 0.500 ± 0.250 | 0.250 ± 0.250")]
     assert len(lines) == 5  # labels of two readouts by two similarities, and of patches by one

@@ -67,8 +67,8 @@ def annotations(data: Dataset) -> np.ndarray:
     return np.concatenate([own, own @ groups.T, most], 1).astype(np.float32)
 
 
-def write_embeddings(path: Path, encoder: Path, root: str) -> None:
-    """Embeddings of the test pictures, and of the concepts, in the features of a network of its own.
+def write_embeddings(path: Path, encoder: Path, root: str, probe: str) -> None:
+    """Embeddings of probe pictures, and of the concepts, in the features of a network of its own.
 
     Pictures are the features of its stages, averaged over positions and made white on 20,000 training
     pictures; a concept is the mean of the training pictures that show it, so its cosine ranks pictures as
@@ -78,8 +78,9 @@ def write_embeddings(path: Path, encoder: Path, root: str) -> None:
         path: .npz to write.
         encoder: run of a network whose units are not looked at.
         root: folder of the photographs.
+        probe: which of them to embed.
     """
-    known, probe = open_probe(f"{root}:train[:20000]"), open_probe(f"{root}:test")
+    known = open_probe(f"{root}:train[:20000]")
     seen = _features(encoder, root, known)
     middle, width = seen.mean(0), seen.shape[1]
     covariance = torch.from_numpy(np.cov((seen - middle).T.numpy()))
@@ -88,7 +89,7 @@ def write_embeddings(path: Path, encoder: Path, root: str) -> None:
     white = vectors / values.sqrt()
     shown = torch.from_numpy(annotations(known)).double()
     text = shown.T @ ((seen - middle) @ white) / shown.sum(0)[:, None]
-    image = (_features(encoder, root, probe) - middle) @ white
+    image = (_features(encoder, root, open_probe(probe)) - middle) @ white
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, image=image.float(), text=text.float(), concepts=np.array(CONCEPTS))
 

@@ -39,15 +39,15 @@ def _cifar10(study: Study, root: str) -> Setting:
     (encoder,) = study.trials(ENCODER)
     if encoder.read("trained") is None:
         raise InputError(f"{study.name} needs its {ENCODER} trained; run python -m benchmarks.accuracy fit")
+    labelled, judged = f"{root}:test[:5000]", f"{root}:test[5000:]"
     file = REPOSITORY / study.runs / "embeddings.npz"
     if not file.exists():
-        photographs.write_embeddings(file, encoder.folder, root)
-    judged = f"{root}:test[5000:]"
+        photographs.write_embeddings(file, encoder.folder, root, labelled)
     presence = photographs.annotations(open_probe(judged))
     return Setting(
         "layer*.act2",
         ("mean", "max"),  # no class token, and no encoder that would look at a patch
-        {"probe": f"{root}:test[:5000]", "concepts": str(file)},
+        {"probe": labelled, "concepts": str(file)},
         {"probe": judged},
         Source(photographs.CONCEPTS, {"concepts": "annotations"}, images=presence),
     )
