@@ -118,21 +118,22 @@ def firing(folder: Path, root: str, layers: str, split: str, images: int) -> dic
     """Overlap of the sets of units that fire on two images, and how many units carry a logit."""
     subject = open_subject(NetworkOptions(run=str(folder), root=root))
     sites = subject.layers(layers)
-    fired, top, classes, needed = _passes(subject, sites, split, images)
+    fired, top, classes, needed, width = _passes(subject, sites, split, images)
     row: dict[str, Any] = {"fired in an image": float(fired.float().mean())}
     for name, sets in (("", fired), (f" at top {TOP:.0%}", top)):
         within, between = overlap(sets, classes)
         row |= {f"overlap within{name}": within, f"overlap between{name}": between}
-    return row | {"units for 90 %": float(needed.double().mean()), "last layer": fired.shape[1] // len(sites)}
+    return row | {"units for 90 %": float(needed.double().mean()), "last layer": width}
 
 
 def _passes(
     subject: Subject, sites: Mapping[str, int], split: str, images: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each image: units that fire anywhere, those at their own top by mean value, class, units needed."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Of each image: units that fire anywhere, those at their own top by mean value, class, units needed of
+    the last layer; and how many that has."""
     data = IndexedImages(subject.probe(f"{split}[:{images}]"), subject.transform)
     loader = DataLoader(data, 100, collate_fn=data.collate_indexed)
-    fired, values, classes, needed = [], [], [], []
+    fired, values, classes, needed, width = [], [], [], [], 0
     last = list(sites)[-1]
     for _, pixels, targets in loader:
         seen: dict[str, Firing] = {}
@@ -146,9 +147,10 @@ def _passes(
         (gradient,) = torch.autograd.grad(score, seen[last].values)
         contributions = _units((gradient * seen[last].values).detach(), seen[last].dim)
         needed.append(units_needed(contributions.sum(1)))
+        width = contributions.shape[2]
     read = torch.cat(values)
     top = read >= read.quantile(1 - TOP, dim=0)
-    return torch.cat(fired), top & (read != 0), torch.cat(classes), torch.cat(needed)
+    return torch.cat(fired), top & (read != 0), torch.cat(classes), torch.cat(needed), width
 
 
 def _units(values: Tensor, dim: int) -> Tensor:
