@@ -1,14 +1,19 @@
 """The study of labels: what it counts, against loops, and its tables."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torchvision.transforms.functional import to_tensor
 
 from benchmarks.accuracy.study import Study
 from benchmarks.labels import photographs
-from benchmarks.labels.measure import TOP, _read, _units, overlap, units_needed
+from benchmarks.labels.measure import TOP, _passes, _read, _units, overlap, units_needed
 from benchmarks.labels.tables import write_tables
 from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.metrics import REPORTED
@@ -35,6 +40,28 @@ def test_overlap_is_the_mean_jaccard_index_of_pairs():
         return np.mean([len(sets[i] & sets[j]) / max(1, len(sets[i] | sets[j])) for i, j in kept])
 
     assert overlap(fired, classes) == pytest.approx((mean(True), mean(False)))
+
+
+def test_who_fires_and_what_carries_a_logit_in_layers_of_different_widths():
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, 2), nn.ReLU(), nn.Conv2d(6, 10, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(10, 4),
+    ).eval()  # fmt: skip
+    pictures = Pictures([(20 * i, 250 - 20 * i, 7 * i) for i in range(12)], [i % 4 for i in range(12)])
+    stub: Any = SimpleNamespace(model=model, transform=to_tensor, probe=lambda spec: pictures)
+    fired, top, classes, needed, width = _passes(stub, {"1": 1, "3": 1}, "any", 12)
+    assert (fired.shape, classes.tolist(), width) == ((12, 16), pictures.classes, 10)
+    x = torch.stack([to_tensor(picture) for picture in pictures.pictures])
+    first, last = model[:2](x), model[:4](x)
+    expected = torch.cat([first.flatten(2).gt(0).any(2), last.flatten(2).gt(0).any(2)], 1)
+    assert 0 < expected.float().mean() < 1
+    assert torch.equal(fired, expected)
+    assert not (top & ~expected).any()
+    for i in range(12):
+        logits = model[4:](last[[i]])[0]
+        weight = model[6].weight[logits.argmax()] - model[6].weight.mean(0)  # over the mean logit
+        assert units_needed((weight * last[i].mean((1, 2)))[None]).item() == needed[i]
 
 
 def test_a_unit_is_read_at_its_own_top():
