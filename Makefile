@@ -8,7 +8,7 @@ RUN ?= runs/quickstart
 export MALLOC_MMAP_THRESHOLD_ = 8589934592
 export MALLOC_TRIM_THRESHOLD_ = 17179869184
 
-.PHONY: quickstart test bench lint
+.PHONY: quickstart test bench study lint
 .DEFAULT_GOAL := test
 
 .venv/installed: pyproject.toml
@@ -34,6 +34,16 @@ test: .venv/installed
 # github.com/konpanousis/DISCOVER, compares with the published layer.
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed run $(if $(PUBLISHED),--published $(PUBLISHED))
+
+# Everything docs/study.md says, some six hours; CIFAR10=FOLDER for its photographs. What has a row is not done again.
+study: .venv/installed
+	$(BIN)/python -m benchmarks.accuracy fit benchmarks/labels/embedded.yaml . --jobs 2
+	$(BIN)/python -m benchmarks.labels measure benchmarks/labels/embedded.yaml .
+	$(BIN)/python -m benchmarks.labels table benchmarks/labels/embedded.yaml
+	test -z "$(CIFAR10)" || { \
+	  $(BIN)/python -m benchmarks.accuracy fit benchmarks/labels/cifar10.yaml "$(CIFAR10)" --jobs 2 && \
+	  $(BIN)/python -m benchmarks.labels measure benchmarks/labels/cifar10.yaml "$(CIFAR10)" && \
+	  $(BIN)/python -m benchmarks.labels table benchmarks/labels/cifar10.yaml; }
 
 lint: .venv/installed
 	$(BIN)/ruff check .
