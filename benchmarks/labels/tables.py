@@ -20,12 +20,12 @@ def write_tables(study: Study) -> Path:
         pd.read_csv(folder / f"{study.name}{end}.csv") for end in ("-labels", "-firing", "")
     )
     order = [name for name in study.variants if name in set(labels["variant"])]
-    whole = labels[labels["layer"] == "all"]
+    whole = _whole(labels)
     readouts = labels["readout"].unique().tolist()
     parts = [
         f"# Labels of the networks of [{study.name}.yaml](../../labels/{study.name}.yaml)",
-        "Made by `python -m benchmarks.labels table`; means over units, plus or minus their standard "
-        "error, and over seeds where there are several. What each column is: "
+        "Made by `python -m benchmarks.labels table`; means over the units of a layer, and then over layers "
+        "and seeds, plus or minus the standard error over units. What each column is: "
         "[docs/study.md](../../../docs/study.md).",
         f"## Summary, labels by {_FIRST}",
         _table(_summary(order, readouts[:2], whole, trained, fired)),
@@ -46,6 +46,24 @@ def write_tables(study: Study) -> Path:
     page.write_text("\n\n".join(parts) + "\n")
     _plot(order, readouts[:2], whole, folder / f"{study.name}.png")
     return page
+
+
+def _whole(labels: pd.DataFrame) -> pd.DataFrame:
+    """Rows of all layers together, in whose means each layer counts alike.
+
+    Where every unit counts alike, a network whose early units cannot be labelled seems better by what is
+    missing: labels fit late layers best in every network.
+    """
+    key = [*_KEY, "readout", "similarity", "reading"]
+    whole = labels[labels["layer"] == "all"].set_index(key).sort_index()
+    layers = labels[labels["layer"] != "all"]
+    errors = [name for name in labels if " " in name and name.endswith("_error")]
+    means = [name.removesuffix("_error") for name in errors]
+    whole[means] = layers.groupby(key)[means].mean()
+    squares = layers.set_index(key)[errors].pow(2).groupby(key)
+    whole[errors] = squares.sum(min_count=1).pow(0.5) / squares.count()
+    order = labels.drop_duplicates(key).set_index(key).index
+    return whole.loc[order].reset_index()
 
 
 def _table(frame: pd.DataFrame) -> str:
