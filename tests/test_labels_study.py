@@ -13,9 +13,10 @@ from torchvision.transforms.functional import to_tensor
 
 from benchmarks.accuracy.study import Study
 from benchmarks.labels import photographs
-from benchmarks.labels.measure import TOP, _passes, _read, _units, overlap, units_needed
+from benchmarks.labels.measure import TOPS, _passes, _read, _units, overlap, units_needed
 from benchmarks.labels.tables import write_tables
 from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.labelers import LayerData
 from lwta.dissect.metrics import REPORTED
 
 
@@ -50,7 +51,7 @@ def test_who_fires_and_what_carries_a_logit_in_layers_of_different_widths():
     ).eval()  # fmt: skip
     pictures = Pictures([(20 * i, 250 - 20 * i, 7 * i) for i in range(12)], [i % 4 for i in range(12)])
     stub: Any = SimpleNamespace(model=model, transform=to_tensor, probe=lambda spec: pictures)
-    fired, top, classes, needed, width = _passes(stub, {"1": 1, "3": 1}, "any", 12)
+    fired, top, classes, needed, there, width = _passes(stub, {"1": 1, "3": 1}, "any", 12)
     assert (fired.shape, classes.tolist(), width) == ((12, 16), pictures.classes, 10)
     x = torch.stack([to_tensor(picture) for picture in pictures.pictures])
     first, last = model[:2](x), model[:4](x)
@@ -61,17 +62,24 @@ def test_who_fires_and_what_carries_a_logit_in_layers_of_different_widths():
     for i in range(12):
         logits = model[4:](last[[i]])[0]
         weight = model[6].weight[logits.argmax()] - model[6].weight.mean(0)  # over the mean logit
-        assert units_needed((weight * last[i].mean((1, 2)))[None]).item() == needed[i]
+        contributions = weight * last[i].mean((1, 2))
+        assert units_needed(contributions[None]).item() == needed[i]
+        assert (contributions != 0).sum() == there[i]
 
 
-def test_a_unit_is_read_at_its_own_top():
-    values = np.random.default_rng(0).standard_normal((500, 7)).astype(np.float32)
-    top = _read(values, "top")
-    assert (top != 0).sum(0).tolist() == [500 * TOP] * 7
-    for unit in range(7):
-        kept = np.sort(top[:, unit])[-20:]
-        np.testing.assert_array_equal(kept, np.sort(values[:, unit])[-20:])
-    np.testing.assert_array_equal(_read(values, "all"), values)
+@pytest.mark.parametrize("shift", [0.0, -9.0])  # units of GELU are below zero nearly everywhere
+def test_a_unit_is_read_at_its_own_top(shift):
+    values = np.random.default_rng(0).standard_normal((500, 7)).astype(np.float32) + np.float32(shift)
+    whole = LayerData("a", *[None] * 5, values, torch.arange(500), "key")  # type: ignore[arg-type]
+    assert _read(whole, None) is whole
+    for share in TOPS:
+        top = _read(whole, share)
+        assert top.key != whole.key
+        assert (top.values > 0).sum(0).tolist() == [500 * share] * 7
+        assert (top.values == 0).sum(0).tolist() == [500 - 500 * share] * 7
+        for unit in range(7):
+            strongest = np.argsort(values[:, unit])[-int(500 * share) :]
+            np.testing.assert_array_equal(np.argsort(top.values[:, unit])[-int(500 * share) :], strongest)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from filelock import FileLock
 from jsonargparse import auto_cli
 
 from benchmarks.accuracy.study import REPOSITORY, Study
+from benchmarks.accuracy.trial import Trial
 from benchmarks.labels.measure import firing, measure
 from benchmarks.labels.settings import ENCODER, setting
 from benchmarks.labels.tables import write_tables
@@ -23,12 +24,17 @@ def run(study: str, root: str, only: str = "*") -> None:
         only: glob over variants.
     """
     read = Study.read(study)
-    given = setting(read, root)
     paths = [REPOSITORY / read.results / f"{read.name}-{kind}.csv" for kind in ("labels", "firing")]
-    for trial in read.trials(only):
-        key = {"variant": trial.variant, "seed": trial.seed}
-        if trial.variant == ENCODER or trial.read("validate") is None or _has(paths[0], key):
-            continue
+    left = [
+        trial for trial in read.trials(only) if trial.variant != ENCODER and not _has(paths[0], _key(trial))
+    ]
+    if gone := [str(trial) for trial in left if trial.read("validate") is None]:
+        print(f"not measured, as there is no trained network: {'; '.join(gone)}", file=sys.stderr)
+    left = [trial for trial in left if trial.read("validate") is not None]
+    given = setting(read, root) if left else None
+    for trial in left:
+        assert given is not None
+        key = _key(trial)
         print(trial, flush=True)
         rows = [key | row for row in measure(trial.folder, root, given)]
         _add(paths[1], [key | firing(trial.folder, root, given.layers, "validate", 1000)])
@@ -42,6 +48,10 @@ def table(study: str) -> None:
         study: YAML file.
     """
     print(write_tables(Study.read(study)))
+
+
+def _key(trial: Trial) -> dict[str, object]:
+    return {"variant": trial.variant, "seed": trial.seed}
 
 
 def _has(path: Path, key: dict[str, object]) -> bool:

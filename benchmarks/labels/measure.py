@@ -16,6 +16,7 @@ from commands.sources import Source
 from commands.subject import Subject, open_subject
 from lwta.dissect.evaluate import means
 from lwta.dissect.label_scores import Judge, judge_layer
+from lwta.dissect.labelers import LayerData
 from lwta.dissect.truth import score_labels
 from lwta.layers import LWTA, Firing, observe
 from models.images import IndexedImages
@@ -23,8 +24,8 @@ from models.images import IndexedImages
 # Those that read every value first: the others find what they need in the same pass.
 SIMILARITIES = ("cos", "cos_cubed", "jensen_shannon", "soft_wpmi", "wpmi", "rank_reorder")
 PRIOR = 0.75  # of soft_wpmi; the published 1 leaves a shared concept to one unit of a small layer
-TOP = 0.04  # of the images, at which units of dense networks are read as well
-EXPLAINED = 0.9  # of a logit
+TOPS = (0.04, 0.1)  # of the images, at which units of networks without competition are read as well
+EXPLAINED = 0.9  # of what the last layer contributes
 DRAWS = 3  # of each control, for each of hundreds of units
 
 
@@ -46,7 +47,10 @@ class Setting(NamedTuple):
 
 
 def measure(folder: Path, root: str, setting: Setting) -> Iterator[dict[str, Any]]:
-    """Rows of a run: for each readout, similarity and reading, and each layer and all of them."""
+    """Rows of a run: for each readout, similarity and reading, and each layer.
+
+    A unit read at its own top is zero but for its strongest images, and labelled as it is read.
+    """
     subject = open_subject(NetworkOptions(run=str(folder), root=root))
     sites = subject.layers(setting.layers)
     sparse = any(isinstance(subject.model.get_submodule(name), LWTA) for name in sites)
@@ -64,76 +68,72 @@ def measure(folder: Path, root: str, setting: Setting) -> Iterator[dict[str, Any
             prior = PRIOR if similarity == "soft_wpmi" else None
             own = LabelOptions(readout=readout, similarity=similarity, prior=prior, **setting.labelled)
             asked = Question(subject, own)
-            labels = asked.label(sites).table
-            for reading in ("all",) if sparse else ("all", f"top {TOP:.0%}"):
-                values = {layer: _read(data.values, reading) for layer, data in read.items()}
-                shared = {"readout": readout, "similarity": similarity, "reading": reading}
-                yield from (shared | row for row in _judged(labels, values, read, setting))
+            asked.observe(sites)
+            for top in (None,) if sparse else (None, *TOPS):
+                shared = {"readout": readout, "similarity": similarity, "reading": reading_name(top)}
+                for layer, judged in read.items():
+                    data = _read(asked.layer(layer), top)
+                    labels = asked.labeler(keep=top is None).label(data, None)
+                    yield shared | _judged(labels, _read(judged, top), setting)
 
 
-def _read(values: np.ndarray | None, reading: str) -> np.ndarray:
-    """The values of a layer; at its own top only, 0 elsewhere."""
-    assert values is not None
-    if reading == "all":
-        return np.array(values)
-    return np.where(values >= np.quantile(values, 1 - TOP, axis=0), values, 0).astype(np.float32)
+def reading_name(top: float | None) -> str:
+    """What the rows call a reading of all values, or of a unit's own top."""
+    return "all" if top is None else f"top {top:.0%}"
 
 
-def _judged(
-    labels: pd.DataFrame, values: dict[str, np.ndarray], read: Mapping[str, Any], setting: Setting
-) -> Iterator[dict[str, Any]]:
-    parts = []
-    for layer, data in read.items():
-        judge = Judge(setting.source.names, data.presence)
-        parts.append(
-            judge_layer(labels.query("layer == @layer"), values[layer], judge, data.seen, draws=DRAWS)
-        )
-    table = pd.concat(parts, ignore_index=True)
-    for layer in [*values, "all"]:
-        mine = list(values) if layer == "all" else [layer]
-        rows, part = labels[labels["layer"].isin(mine)], table[table["layer"].isin(mine)]
-        seen = read[mine[0]].seen
-        presence = read[mine[0]].presence.part(seen)
-        truth = score_labels(
-            rows,
-            {name: torch.from_numpy(values[name])[seen] for name in mine},
-            setting.source.names,
-            presence,
-        )
-        row: dict[str, Any] = {"layer": layer, "units": len(rows), "alive": int(rows["alive"].sum())}
-        row |= {"labelled": int(rows["label"].notna().sum()), "scored": int(part["unscored"].isna().sum())}
-        row |= {"distinct": rows.groupby("layer")["label"].nunique().mean()}
-        row |= truth._asdict()
-        for found in means(part.assign(layer="one")).to_dict("records"):
-            row |= {
-                f"{found['metric']} {k}": v for k, v in found.items() if k not in ("layer", "metric", "units")
-            }
-        yield row
+def _read(data: LayerData, top: float | None) -> LayerData:
+    """A layer whose units are read at their own top: what is over the rest, and 0 there."""
+    if top is None or data.values is None:  # exemplars are of the top in any case
+        return data
+    over = np.maximum(data.values - np.quantile(data.values, 1 - top, axis=0), 0).astype(np.float32)
+    return data._replace(values=over, key=f"{data.key} {top}")
+
+
+def _judged(labels: pd.DataFrame, data: LayerData, setting: Setting) -> dict[str, Any]:
+    """What is found of the labels of a layer on the images judged on."""
+    assert data.values is not None
+    names, seen, values = setting.source.names, data.seen, np.array(data.values)
+    part = judge_layer(labels, values, Judge(names, data.presence), seen, draws=DRAWS)
+    read = {data.layer: torch.from_numpy(values)[seen]}
+    scored = part["unscored"].isna().to_numpy()
+    row: dict[str, Any] = {"layer": data.layer, "units": len(labels), "alive": int(labels["alive"].sum())}
+    row |= {"labelled": int(labels["label"].notna().sum()), "scored": int(scored.sum())}
+    row |= {"distinct": labels["label"].nunique(), "fires on": float((values[:, scored] != 0).mean())}
+    row |= score_labels(labels, read, names, data.presence.part(seen))._asdict()
+    for found in means(part).to_dict("records"):
+        told = {k: v for k, v in found.items() if k not in ("layer", "metric", "units")}
+        row |= {f"{found['metric']} {k}": v for k, v in told.items()}
+    return row
 
 
 # --- who fires -----------------------------------------------------------------------------------
 
 
 def firing(folder: Path, root: str, layers: str, split: str, images: int) -> dict[str, Any]:
-    """Overlap of the sets of units that fire on two images, and how many units carry a logit."""
+    """Overlap of the sets of units that fire on two images, and how many units the last layer decides by."""
     subject = open_subject(NetworkOptions(run=str(folder), root=root))
     sites = subject.layers(layers)
-    fired, top, classes, needed, width = _passes(subject, sites, split, images)
+    fired, top, classes, needed, there, width = _passes(subject, sites, split, images)
     row: dict[str, Any] = {"fired in an image": float(fired.float().mean())}
-    for name, sets in (("", fired), (f" at top {TOP:.0%}", top)):
+    for name, sets in (("", fired), (f" at {reading_name(TOPS[0])}", top)):
         within, between = overlap(sets, classes)
         row |= {f"overlap within{name}": within, f"overlap between{name}": between}
-    return row | {"units for 90 %": float(needed.double().mean()), "last layer": width}
+    row |= {"units for 90 %": float(needed.double().mean()), "contribute": float(there.double().mean())}
+    return row | {"last layer": width}
 
 
 def _passes(
     subject: Subject, sites: Mapping[str, int], split: str, images: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Of each image: units that fire anywhere, those at their own top by mean value, class, units needed of
-    the last layer; and how many that has."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    """Of each image: units that fire anywhere, those at their own top by mean value, class, and of the last
+    layer units needed and units that contribute at all; and how many that has.
+
+    Units contribute gradient times value, summed over positions, to the largest logit over the mean one.
+    """
     data = IndexedImages(subject.probe(f"{split}[:{images}]"), subject.transform)
     loader = DataLoader(data, 100, collate_fn=data.collate_indexed)
-    fired, values, classes, needed, width = [], [], [], [], 0
+    fired, values, classes, needed, there, width = [], [], [], [], [], 0
     last = list(sites)[-1]
     for _, pixels, targets in loader:
         seen: dict[str, Firing] = {}
@@ -145,12 +145,13 @@ def _passes(
         classes.append(targets)
         score = (logits.amax(1) - logits.mean(1)).sum()
         (gradient,) = torch.autograd.grad(score, seen[last].values)
-        contributions = _units((gradient * seen[last].values).detach(), seen[last].dim)
-        needed.append(units_needed(contributions.sum(1)))
-        width = contributions.shape[2]
+        contributions = _units((gradient * seen[last].values).detach(), seen[last].dim).sum(1)
+        needed.append(units_needed(contributions))
+        there.append((contributions != 0).sum(1))
+        width = contributions.shape[1]
     read = torch.cat(values)
-    top = read >= read.quantile(1 - TOP, dim=0)
-    return torch.cat(fired), top & (read != 0), torch.cat(classes), torch.cat(needed), width
+    top = (read >= read.quantile(1 - TOPS[0], dim=0)) & (read != 0)
+    return torch.cat(fired), top, torch.cat(classes), torch.cat(needed), torch.cat(there), width
 
 
 def _units(values: Tensor, dim: int) -> Tensor:

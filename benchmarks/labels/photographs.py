@@ -71,8 +71,9 @@ def write_embeddings(path: Path, encoder: Path, root: str, probe: str) -> None:
     """Embeddings of probe pictures, and of the concepts, in the features of a network of its own.
 
     Pictures are the features of its stages, averaged over positions and made white on 20,000 training
-    pictures; a concept is the mean of the training pictures that show it, so its cosine ranks pictures as
-    a linear discriminant does.
+    pictures; a concept is the mean of the training pictures that show it: a linear discriminant, but for
+    the length of a picture. So the embeddings learn each concept from the rule that judges labels too, on
+    other pictures.
 
     Args:
         path: .npz to write.
@@ -90,8 +91,9 @@ def write_embeddings(path: Path, encoder: Path, root: str, probe: str) -> None:
     shown = torch.from_numpy(annotations(known)).double()
     text = shown.T @ ((seen - middle) @ white) / shown.sum(0)[:, None]
     image = (_features(encoder, root, open_probe(probe)) - middle) @ white
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, image=image.float(), text=text.float(), concepts=np.array(CONCEPTS))
+    part = path.with_name(f"part-{path.name}")
+    np.savez(part, image=image.float(), text=text.float(), concepts=np.array(CONCEPTS))
+    part.replace(path)
 
 
 def _features(run: Path, root: str, data: Dataset) -> Tensor:

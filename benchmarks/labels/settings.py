@@ -1,6 +1,9 @@
 """What the networks of each study are labelled from, and what judges them."""
 
-from benchmarks.accuracy.study import REPOSITORY, Study
+from hashlib import sha256
+from pathlib import Path
+
+from benchmarks.accuracy.study import Study
 from benchmarks.labels import photographs
 from benchmarks.labels.measure import Setting
 from commands.sources import Source
@@ -18,7 +21,10 @@ def setting(study: Study, root: str) -> Setting:
     Args:
         root: data folder of its networks.
     """
-    return _embedded() if study.name == "embedded" else _cifar10(study, root)
+    kinds = {"embedded": lambda: _embedded(), "cifar10": lambda: _cifar10(study, root)}
+    if study.name not in kinds:
+        raise InputError(f"{study.name} is no study of labels; there are {', '.join(kinds)}")
+    return kinds[study.name]()
 
 
 def _embedded() -> Setting:
@@ -36,11 +42,15 @@ def _embedded() -> Setting:
 
 def _cifar10(study: Study, root: str) -> Setting:
     """Photographs: labels from embeddings in a file, judged by their classes and pixels."""
-    (encoder,) = study.trials(ENCODER)
+    encoder = study.trial(ENCODER, study.seeds[0])
     if encoder.read("trained") is None:
-        raise InputError(f"{study.name} needs its {ENCODER} trained; run python -m benchmarks.accuracy fit")
+        raise InputError(
+            f"{study.name} needs the network of its {ENCODER}: run python -m benchmarks.accuracy fit, after "
+            f"deleting its row of {study.results}/{study.name}.csv where it has one"
+        )
     labelled, judged = f"{root}:test[:5000]", f"{root}:test[5000:]"
-    file = REPOSITORY / study.runs / "embeddings.npz"
+    code = sha256(Path(photographs.__file__).read_bytes()).hexdigest()[:8]  # it decides what a concept is
+    file = encoder.folder / f"embeddings-{code}.npz"
     if not file.exists():
         photographs.write_embeddings(file, encoder.folder, root, labelled)
     presence = photographs.annotations(open_probe(judged))
