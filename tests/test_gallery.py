@@ -126,7 +126,9 @@ def test_names_that_come_again_are_numbered_and_never_meet():
 @pytest.fixture
 def run(compared, tmp_path) -> Path:
     """A labelled run without pages."""
-    return Path(shutil.copytree(compared.sparse, tmp_path / "run"))
+    return Path(
+        shutil.copytree(compared.sparse, tmp_path / "run", ignore=shutil.ignore_patterns("explanations"))
+    )
 
 
 def test_several_images_make_a_gallery_of_what_was_explained(run, capsys):

@@ -14,7 +14,7 @@ from torchvision.transforms.functional import to_tensor
 from benchmarks.accuracy.study import Study
 from benchmarks.labels import photographs
 from benchmarks.labels.measure import TOPS, _passes, _read, _units, overlap, units_needed
-from benchmarks.labels.tables import write_tables
+from benchmarks.labels.tables import layers_alike, write_tables
 from lwta.dissect.label_scores import CONTROLS
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.metrics import REPORTED
@@ -86,9 +86,9 @@ def test_a_unit_is_read_at_its_own_top(shift):
 def study(tmp_path):
     """A study of two networks with rows that were made up."""
     study = Study("toy", "runs", {name: None for name in ("gelu", "lwta")}, str(tmp_path))  # type: ignore[arg-type]
-    keys = [{"variant": name, "seed": seed} for name in ("gelu", "lwta") for seed in (0, 1)]
+    keys = [{"variant": "gelu", "seed": 0}] + [{"variant": "lwta", "seed": seed} for seed in (0, 1)]
     measured = {f"{m} {n}{e}": 0.25 for m in REPORTED for n in ("label", *CONTROLS) for e in ("", "_error")}
-    counts = {"units": 40, "labelled": 30, "selective": 10, "distinct": 7.0}
+    counts = {"units": 40, "labelled": 30, "scored": 20, "selective": 10, "distinct": 7.0, "fires on": 0.5}
     counts |= {"mean_auroc": 0.75, "true_share": 0.5, "shuffled_share": np.nan}
     rows = [
         key
@@ -99,12 +99,12 @@ def study(tmp_path):
         for readout in ("cls", "mean", "patches")
         for similarity in ("soft_wpmi", "cos_cubed")[: 1 if readout == "patches" else 2]
         for reading in (("all", "top 4%") if key["variant"] == "gelu" else ("all",))
-        for layer in ("blocks.3.mlp.act", "all")
+        for layer in ("blocks.2.mlp.act", "blocks.3.mlp.act")
     ]
     frame = pd.DataFrame(rows)
     frame.loc[(frame["variant"] == "lwta") & (frame["seed"] == 1), "correlation label"] = 0.75
     frame.to_csv(tmp_path / "toy-labels.csv", index=False)
-    fired = {"fired in an image": 0.5, "units for 90 %": 12.0, "last layer": 384}
+    fired = {"fired in an image": 0.5, "units for 90 %": 12.0, "contribute": 16.0, "last layer": 384}
     fired |= {f"overlap {w}{e}": 0.125 for w in ("within", "between") for e in ("", " at top 4%")}
     pd.DataFrame([key | fired for key in keys]).to_csv(tmp_path / "toy-firing.csv", index=False)
     trained = {"validate top1 argmax": 0.96875, "validate active, competing sites": 0.0417}
@@ -113,21 +113,72 @@ def study(tmp_path):
     return study
 
 
+def cells(text, start):
+    """The cells of the rows that begin with ``start``, by the names of their columns."""
+    lines, found = text.splitlines(), []
+    for place, line in enumerate(lines):
+        if line.startswith(start):
+            head = next(i for i in range(place, -1, -1) if lines[i].startswith("|---")) - 1
+            split = [[cell.strip() for cell in one.strip("|").split("|")] for one in (lines[head], line)]
+            found.append(dict(zip(*split, strict=True)))
+    return found
+
+
 def test_the_tables_hold_the_means_over_seeds(study, tmp_path):
-    page = write_tables(study)
-    text = page.read_text()
-    summary = "0.250 ± 0.250 |  | 0.250 (constant) |"
-    assert f"| lwta | 2 | 96.9 % | 4.2 % | {summary.replace('0.250', '0.500', 1)}" in text
-    assert (
-        "| 0.500 ± 0.250 | 75 % | 12 % | 7 | 12 of 384 |" in text
-    )  # a quarter selective, half of these true
-    assert "| gelu | 96.9 % | 4.2 % | 3.0 % | 50.0 % | 0.12 / 0.12 | 0.125 / 0.125 | 12 of 384 |" in text
-    lines = [line for line in text.splitlines() if line.startswith("| lwta | 0.500 ± 0.250 | 0.250 ± 0.250")]
-    assert len(lines) == 5  # labels of two readouts by two similarities, and of patches by one
-    assert all("| 25 % | 0.750 | 50 % (none) | 75 % | 7 |" in line for line in lines)
-    assert text.count("| gelu, at its top 4% |") == 5
-    assert "| lwta | 0.500 ± 0.250 | 0.500 ± 0.250 |" in text
+    text = write_tables(study).read_text()
+    summary, network, *labels = cells(text, "| lwta |")
+    expected = {
+        "seeds": "2", "top-1": "96.9 %", "labelled": "75 %", "fires on": "50 %",
+        "correlation, cls": "0.500 ± 0.250", "of every unit": "0.250 ± 0.125", "at its top 4%": "",
+        "with a true label (shuffled)": "12 % (0 %)", "carry nine tenths": "12 of 16",
+    }  # fmt: skip
+    assert expected.items() <= summary.items()
+    assert network["overlap within / between classes"] == "0.12 / 0.12"
+    assert len(labels) == 5 + 3  # labels of two readouts by two similarities, of patches by one; similarities
+    assert all(row["correlation"] == "0.500 ± 0.250" for row in labels[:5])
+    assert all(row["selective"] == "25 %" and row["distinct"] == "7" for row in labels[:5])
+    assert labels[5]["cos_cubed"] == "0.500 ± 0.250 (0.250)"
     assert (tmp_path / "toy.png").stat().st_size > 10_000
+
+
+def test_the_error_of_one_seed_is_over_units_of_layers_alike(study):
+    (summary, *_) = cells(write_tables(study).read_text(), "| gelu |")
+    assert summary["correlation, cls"] == f"0.250 ± {np.hypot(0.25, 0.25) / 2:.3f}"
+    assert summary["at its top 4%"] == summary["correlation, cls"]
+
+
+def test_units_without_a_score_count_as_zero_among_all():
+    rng = np.random.default_rng(4)
+    values = [np.concatenate([rng.random(30), np.zeros(10)]), np.concatenate([rng.random(8), np.zeros(32)])]
+    rows = [
+        {
+            "variant": "a",
+            "seed": 0,
+            "readout": "cls",
+            "similarity": "cos",
+            "reading": "all",
+            "layer": str(layer),
+        }
+        | {"units": 40, "labelled": 30, "scored": scored, "selective": 0, "true_share": np.nan}
+        | {"shuffled_share": np.nan, "correlation label": kept.mean()}
+        | {"correlation label_error": kept.std(ddof=1) / scored**0.5}
+        for layer, (scored, kept) in enumerate([(30, values[0][:30]), (8, values[1][:8])])
+    ]
+    (found,) = layers_alike(pd.DataFrame(rows)).to_dict("records")
+    assert found["every unit"] == pytest.approx(np.mean([each.mean() for each in values]))
+    errors = [each.std(ddof=1) / 40**0.5 for each in values]
+    assert found["every unit_error"] == pytest.approx(np.hypot(*errors) / 2)
+    assert (found["true of all"], found["labelled"]) == (0, 0.75)
+
+
+def test_a_layer_without_a_score_is_not_left_out_of_a_mean():
+    row = {"variant": "a", "seed": 0, "readout": "cls", "similarity": "cos", "reading": "all", "units": 4}
+    row |= {"labelled": 0, "selective": 0, "true_share": np.nan, "shuffled_share": np.nan}
+    known = {"layer": "b", "scored": 4, "correlation label": 0.5, "correlation label_error": 0.1}
+    none = {"layer": "a", "scored": 0, "correlation label": np.nan, "correlation label_error": np.nan}
+    (found,) = layers_alike(pd.DataFrame([row | known, row | none])).to_dict("records")
+    assert np.isnan(found["correlation label"])
+    assert found["every unit"] == pytest.approx(0.25)
 
 
 class Pictures:

@@ -4,13 +4,20 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.accuracy.study import REPOSITORY, Study
+from lwta.dissect.evaluate import plus_minus
 from lwta.dissect.label_scores import CONTROLS
 
 _KEY = ["variant", "seed"]
 _FIRST = "cos_cubed"  # the similarity shown for every network beside soft_wpmi
+_NOTE = """Made by `python -m benchmarks.labels table`. Means over the units of a layer that could be judged,
+then over layers, each alike, and over seeds. Plus or minus the standard error: over seeds where there are
+several, over the units of the one network where there is one, which leaves out how trainings differ.
+*Shuffled*, *constant* and *random* are labels that mean nothing. What each column is:
+[docs/study.md](../../../docs/study.md)."""
 
 
 def write_tables(study: Study) -> Path:
@@ -20,17 +27,15 @@ def write_tables(study: Study) -> Path:
         pd.read_csv(folder / f"{study.name}{end}.csv") for end in ("-labels", "-firing", "")
     )
     order = [name for name in study.variants if name in set(labels["variant"])]
-    whole = _whole(labels)
+    whole, networks = layers_alike(labels), trained.merge(fired, on=_KEY)
     readouts = labels["readout"].unique().tolist()
     parts = [
         f"# Labels of the networks of [{study.name}.yaml](../../labels/{study.name}.yaml)",
-        "Made by `python -m benchmarks.labels table`; means over the units of a layer, and then over layers "
-        "and seeds, plus or minus the standard error over units. What each column is: "
-        "[docs/study.md](../../../docs/study.md).",
+        _NOTE,
         f"## Summary, labels by {_FIRST}",
-        _table(_summary(order, readouts[:2], whole, trained, fired)),
+        _table([_summary(name, readouts[:2], whole, networks) for name in order]),
         "## Networks",
-        _table(_networks(order, trained, fired)),
+        _table([_network(networks[networks["variant"] == name]) for name in order]),
     ]
     for readout in readouts:
         for similarity in ("soft_wpmi", _FIRST):
@@ -38,9 +43,10 @@ def write_tables(study: Study) -> Path:
             if len(part):
                 parts += [f"## Labels by {similarity}, readout {readout}", _table(_labels(order, part))]
     for readout in readouts:
+        part = whole[(whole["readout"] == readout) & (whole["reading"] == "all")]
         parts += [
-            f"## Correlation by similarity, readout {readout}",
-            _table(_similarities(order, whole[whole["readout"] == readout])),
+            f"## Correlation by similarity (with labels shuffled), readout {readout}",
+            _table(_similarities(order, part)),
         ]
     page = folder / f"{study.name}.md"
     page.write_text("\n\n".join(parts) + "\n")
@@ -48,154 +54,168 @@ def write_tables(study: Study) -> Path:
     return page
 
 
-def _whole(labels: pd.DataFrame) -> pd.DataFrame:
-    """Rows of all layers together, in whose means each layer counts alike.
+def layers_alike(labels: pd.DataFrame) -> pd.DataFrame:
+    """Rows of all layers together, in whose means each layer counts alike; NaN where a layer has none.
 
-    Where every unit counts alike, a network whose early units cannot be labelled seems better by what is
-    missing: labels fit late layers best in every network.
+    Where every unit counted alike, a network whose early units cannot be judged would seem better by what is
+    missing: labels fit late layers best in every network. *Every unit* counts those without a score as 0.
+
+    Args:
+        labels: a row for each network, readout, similarity, reading and layer.
     """
     key = [*_KEY, "readout", "similarity", "reading"]
-    whole = labels[labels["layer"] == "all"].set_index(key).sort_index()
-    layers = labels[labels["layer"] != "all"]
-    errors = [name for name in labels if " " in name and name.endswith("_error")]
-    means = [name.removesuffix("_error") for name in errors]
-    whole[means] = layers.groupby(key)[means].mean()
-    squares = layers.set_index(key)[errors].pow(2).groupby(key)
-    whole[errors] = squares.sum(min_count=1).pow(0.5) / squares.count()
-    order = labels.drop_duplicates(key).set_index(key).index
-    return whole.loc[order].reset_index()
+    told, units, scored = labels.copy(), labels["units"], labels["scored"]
+    for name in ("true", "shuffled"):
+        share = told.pop(f"{name}_share").fillna(0) * told["selective"] / units
+        told[f"{name} of all"] = share
+        told[f"{name} of all_error"] = (share * (1 - share) / (units - 1)) ** 0.5
+    mean, error = (told[f"correlation label{end}"].fillna(0) for end in ("", "_error"))
+    squares = error**2 * scored * (scored - 1).clip(lower=0) + scored * mean**2
+    every = mean * scored / units
+    told["every unit"] = every
+    told["every unit_error"] = ((squares - units * every**2) / (units - 1) / units).clip(lower=0) ** 0.5
+    for name in ("selective", "labelled"):
+        told[name] = told[name] / units
+    numbers = [name for name in told.select_dtypes("number") if name not in key]
+    errors = [name for name in numbers if name.endswith("_error")]
+    groups = told.groupby(key, sort=False)
+    whole = groups[[n for n in numbers if n not in errors]].agg(lambda column: column.mean(skipna=False))
+    whole[errors] = groups[errors].agg(lambda column: (column**2).sum(skipna=False) ** 0.5 / len(column))
+    return whole.reset_index()
 
 
-def _table(frame: pd.DataFrame) -> str:
-    head = ["| " + " | ".join(frame.columns) + " |", "|" + "---|" * len(frame.columns)]
-    return "\n".join(
-        [*head, *("| " + " | ".join(row) + " |" for row in frame.astype(str).to_numpy().tolist())]
+def _table(rows: list[dict[str, str]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = ["| " + " | ".join(row.get(name, "") for name in names) + " |" for row in rows]
+    return "\n".join(["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *lines])
+
+
+def _pm(rows: pd.DataFrame, column: str) -> str:
+    """Mean over the seeds, each a row, with its error."""
+    values = rows[column]
+    return plus_minus(
+        values.mean(), values.sem() if len(rows) > 1 else float(rows[f"{column}_error"].iloc[0])
     )
 
 
+def _percent(rows: pd.DataFrame, column: str, digits: int = 0) -> str:
+    share = rows[column].mean()
+    return "" if math.isnan(share) else f"{100 * share:.{digits}f} %"
+
+
+def _true(rows: pd.DataFrame) -> str:
+    """Units with a true label, of all; and with labels shuffled."""
+    return f"{_percent(rows, 'true of all')} ({_percent(rows, 'shuffled of all')})"
+
+
 def _summary(
-    order: list[str], readouts: list[str], labels: pd.DataFrame, trained: pd.DataFrame, fired: pd.DataFrame
-) -> pd.DataFrame:
+    variant: str, readouts: list[str], whole: pd.DataFrame, networks: pd.DataFrame
+) -> dict[str, str]:
     """What the study is read by; the first readout is the one that counts units."""
-    both = trained.merge(fired, on=_KEY)
-    rows = []
-    for variant in order:
-        mean = both[both["variant"] == variant].mean(numeric_only=True)
-        own = labels[(labels["variant"] == variant) & (labels["similarity"] == _FIRST)]
-        told = own.groupby(["readout", "reading"]).mean(numeric_only=True)
-        first = told.loc[(readouts[0], "all")]
-        narrow = [told.loc[key] for key in told.index if key[0] == readouts[0] and key[1] != "all"]
-        best = max(CONTROLS, key=lambda name: first[f"correlation {name}"])
-        rows.append(
-            {
-                "network": variant,
-                "seeds": own["seed"].nunique(),
-                "top-1": f"{100 * mean['validate top1 argmax']:.1f} %",
-                "active": f"{100 * mean['validate active, competing sites']:.1f} %",
-                f"correlation, {readouts[0]}": _pm(first, "correlation label"),
-                "at their top 4 %": _pm(narrow[0], "correlation label") if narrow else "",
-                "best control": f"{first[f'correlation {best}']:.3f} ({best})",
-                f"correlation, {readouts[1]}": _pm(told.loc[(readouts[1], "all")], "correlation label"),
-                "units labelled": f"{100 * first['labelled'] / first['units']:.0f} %",
-                "with a true label": f"{_percent(first['selective'] * first['true_share'] / first['units'])}",
-                "distinct": f"{first['distinct']:.0f}",
-                "units for 90 % of a logit": f"{mean['units for 90 %']:.0f} of {mean['last layer']:.0f}",
-            }
-        )
-    return pd.DataFrame(rows)
+    own = networks[networks["variant"] == variant]
+    rows = whole[(whole["variant"] == variant) & (whole["similarity"] == _FIRST)]
+    told = {key: part for key, part in rows.groupby(["readout", "reading"], sort=False)}
+    first, second = (told[(readout, "all")] for readout in readouts)
+    narrow = {key[1]: part for key, part in told.items() if key[0] == readouts[0] and key[1] != "all"}
+    return {
+        "network": variant,
+        "seeds": str(own["seed"].nunique()),
+        "top-1": _percent(own, "validate top1 argmax", 1),
+        "active": _percent(own, "validate active, competing sites", 1),
+        "labelled": _percent(first, "labelled"),
+        "fires on": _percent(first, "fires on"),
+        f"correlation, {readouts[0]}": _pm(first, "correlation label"),
+        "shuffled": _pm(first, "correlation shuffled"),
+        "constant": _pm(first, "correlation constant"),
+        "of every unit": _pm(first, "every unit"),
+        **{f"at its {name}": _pm(part, "correlation label") for name, part in narrow.items()},
+        f"correlation, {readouts[1]} (shuffled)": (
+            f"{_pm(second, 'correlation label')} ({second['correlation shuffled'].mean():.3f})"
+        ),
+        "with a true label (shuffled)": _true(first),
+        "carry nine tenths": f"{own['units for 90 %'].mean():.0f} of {own['contribute'].mean():.0f}"
+        if "contribute" in own
+        else "",
+    }
 
 
-def _networks(order: list[str], trained: pd.DataFrame, fired: pd.DataFrame) -> pd.DataFrame:
-    both = trained.merge(fired, on=_KEY)
-    rows = []
-    for variant in order:
-        mean = both[both["variant"] == variant].mean(numeric_only=True)
-        rows.append(
-            {
-                "network": variant,
-                "top-1": f"{100 * mean['validate top1 argmax']:.1f} %",
-                "active at a position": f"{100 * mean['validate active, competing sites']:.1f} %",
-                "participation ratio": f"{100 * mean['validate participation ratio']:.1f} %",
-                "fire in an image": f"{100 * mean['fired in an image']:.1f} %",
-                "overlap within / between classes": f"{mean['overlap within']:.2f} / "
-                f"{mean['overlap between']:.2f}",
-                "at their top 4 %": f"{mean['overlap within at top 4%']:.3f} / "
-                f"{mean['overlap between at top 4%']:.3f}",
-                "units for 90 % of a logit": f"{mean['units for 90 %']:.0f} of {mean['last layer']:.0f}",
-            }
-        )
-    return pd.DataFrame(rows)
+def _network(own: pd.DataFrame) -> dict[str, str]:
+    mean = own.mean(numeric_only=True)
+    return {
+        "network": str(own["variant"].iloc[0]),
+        "top-1": _percent(own, "validate top1 argmax", 1),
+        "active at a position": _percent(own, "validate active, competing sites", 1),
+        "participation ratio": _percent(own, "validate participation ratio", 1),
+        "fire in an image": _percent(own, "fired in an image", 1),
+        "overlap within / between classes": f"{mean['overlap within']:.2f} / {mean['overlap between']:.2f}",
+        "at their top 4 %": (
+            f"{mean['overlap within at top 4%']:.3f} / {mean['overlap between at top 4%']:.3f}"
+        ),
+        "carry nine tenths in the last layer": f"{mean['units for 90 %']:.0f} of {mean['last layer']:.0f}",
+    }
 
 
-def _labels(order: list[str], rows: pd.DataFrame) -> pd.DataFrame:
+def _labels(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
     found = []
     for variant in order:
-        for reading in rows.loc[rows["variant"] == variant, "reading"].unique():
-            mean = rows[(rows["variant"] == variant) & (rows["reading"] == reading)].mean(numeric_only=True)
-            correlations = [_pm(mean, f"correlation {name}") for name in ("label", *CONTROLS)]
+        mine = rows[rows["variant"] == variant]
+        for reading, part in mine.groupby("reading", sort=False):
+            correlations = {name: _pm(part, f"correlation {name}") for name in CONTROLS}
+            areas = [_pm(part, f"auroc {name}") for name in ("label", "shuffled")]
             found.append(
                 {
                     "network": variant + ("" if reading == "all" else f", at its {reading}"),
-                    **dict(zip(("correlation", *CONTROLS), correlations, strict=True)),
-                    "AUROC": _pm(mean, "auroc label"),
-                    "selective": f"{100 * mean['selective'] / mean['units']:.0f} %",
-                    "best AUROC": f"{mean['mean_auroc']:.3f}",
-                    "true labels (shuffled)": f"{_percent(mean['true_share'])} "
-                    f"({_percent(mean['shuffled_share'])})",
-                    "labelled": f"{100 * mean['labelled'] / mean['units']:.0f} %",
-                    "distinct": f"{mean['distinct']:.0f}",
+                    "correlation": _pm(part, "correlation label"),
+                    **correlations,
+                    "AUROC": areas[0],
+                    "shuffled AUROC": areas[1],
+                    "selective": _percent(part, "selective"),
+                    "best AUROC": f"{part['mean_auroc'].mean():.3f}",
+                    "with a true label (shuffled)": _true(part),
+                    "labelled": _percent(part, "labelled"),
+                    "distinct": f"{part['distinct'].mean():.0f}",
                 }
             )
-    return pd.DataFrame(found)
+    return found
 
 
-def _similarities(order: list[str], rows: pd.DataFrame) -> pd.DataFrame:
+def _similarities(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
     found = []
     for variant in order:
-        own = rows[(rows["variant"] == variant) & (rows["reading"] == "all")]
-        means = own.groupby("similarity", sort=False).mean(numeric_only=True)
-        cells = {name: _pm(mean, "correlation label") for name, mean in means.iterrows()}
-        found.append({"network": variant} | {str(name): cell for name, cell in cells.items()})
-    return pd.DataFrame(found)
-
-
-def _pm(mean: pd.Series, column: str) -> str:
-    return f"{mean[column]:.3f} ± {mean[f'{column}_error']:.3f}"
-
-
-def _percent(share: float) -> str:
-    return "none" if math.isnan(share) else f"{100 * share:.0f} %"
+        own = rows[rows["variant"] == variant].groupby("similarity", sort=False)
+        cells = {
+            str(name): f"{_pm(part, 'correlation label')} ({part['correlation shuffled'].mean():.3f})"
+            for name, part in own
+        }
+        found.append({"network": variant} | cells)
+    return found
 
 
 def _plot(order: list[str], readouts: list[str], rows: pd.DataFrame, path: Path) -> None:
     """Correlation of labels and of controls, a panel for each readout and similarity."""
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True, sharex=True).flatten()
+    panels = figure.subplots(2, 2, sharey=True, sharex=True)
     kinds = [(readout, similarity) for readout in readouts for similarity in ("soft_wpmi", _FIRST)]
-    for axes, (readout, similarity) in zip(panels, kinds, strict=True):
+    for axes, (readout, similarity) in zip(panels.flatten(), kinds, strict=True):
         part = rows[(rows["readout"] == readout) & (rows["similarity"] == similarity)]
-        mean = part[part["reading"] == "all"].groupby("variant").mean(numeric_only=True).reindex(order)
-        axes.bar(
-            range(len(order)),
-            mean["correlation label"],
-            yerr=mean["correlation label_error"],
-            color="0.8",
-            ecolor="0.3",
-        )
-        for control, marker in zip(CONTROLS, "o^x", strict=True):
-            axes.plot(range(len(order)), mean[f"correlation {control}"], marker, label=control, markersize=5)
-        narrow = part[part["reading"] != "all"].groupby("variant").mean(numeric_only=True).reindex(order)
-        axes.plot(
-            range(len(order)),
-            narrow["correlation label"],
-            "D",
-            color="0.3",
-            label="read at its top 4 %",
-            markersize=5,
-        )
+        _panel(axes, order, part)
         axes.set_title(f"{similarity}, readout {readout}", fontsize=10)
         axes.set_xticks(range(len(order)), order, rotation=40, ha="right", fontsize=8)
-    panels[0].set_ylabel("correlation with the label")
-    panels[2].set_ylabel("correlation with the label")
-    panels[0].legend(fontsize=8)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("correlation with the label")
+    panels[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def _panel(axes: Axes, order: list[str], rows: pd.DataFrame) -> None:
+    read = {name: part.groupby("variant") for name, part in rows.groupby("reading", sort=False)}
+    mean = read["all"].mean(numeric_only=True).reindex(order)
+    between = read["all"]["correlation label"].sem().reindex(order)  # NaN of a single seed
+    errors = between.fillna(mean["correlation label_error"])
+    places = range(len(order))
+    axes.bar(places, mean["correlation label"], yerr=errors, color="0.8", ecolor="0.3")
+    for control, marker in zip(CONTROLS, "o^x", strict=True):
+        axes.plot(places, mean[f"correlation {control}"], marker, label=control, markersize=5)
+    for (name, part), marker in zip([one for one in read.items() if one[0] != "all"], "Dv", strict=False):
+        narrow = part["correlation label"].mean().reindex(order)
+        axes.plot(places, narrow, marker, color="0.3", label=f"read at its {name}", markersize=5)
