@@ -133,10 +133,12 @@ def _summary(
             f"{_pm(second, 'correlation label')} ({second['correlation shuffled'].mean():.3f})"
         ),
         "with a true label (shuffled)": _true(first),
-        "carry nine tenths": f"{own['units for 90 %'].mean():.0f} of {own['contribute'].mean():.0f}"
-        if "contribute" in own
-        else "",
+        "carry nine tenths": f"{own['units for 90 %'].mean():.0f}{_of(own['contribute'].mean())}",
     }
+
+
+def _of(count: float) -> str:
+    return "" if math.isnan(count) else f" of {count:.0f}"
 
 
 def _network(own: pd.DataFrame) -> dict[str, str]:
@@ -203,7 +205,7 @@ def _plot(order: list[str], readouts: list[str], rows: pd.DataFrame, path: Path)
         axes.set_xticks(range(len(order)), order, rotation=40, ha="right", fontsize=8)
     for axes in panels[:, 0]:
         axes.set_ylabel("correlation with the label")
-    panels[0, 0].legend(fontsize=8)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=5, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
