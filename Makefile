@@ -35,7 +35,8 @@ test: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed run $(if $(PUBLISHED),--published $(PUBLISHED))
 
-# Everything docs/study.md says, some six hours; CIFAR10=FOLDER for its photographs. What has a row is not done again.
+# Everything docs/study.md says; CIFAR10=FOLDER for its photographs. By its rows three hours of training, two runs at a
+# time, with labelling after it. What has a row is not done again.
 study: .venv/installed
 	$(BIN)/python -m benchmarks.accuracy fit benchmarks/labels/embedded.yaml . --jobs 2
 	$(BIN)/python -m benchmarks.labels measure benchmarks/labels/embedded.yaml .

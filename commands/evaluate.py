@@ -144,17 +144,17 @@ def _bench(
     if opened.said:
         print(opened.said, file=sys.stderr)
     held = Question(subject, options, run, data=images.data, source=opened.source)
-    questions = {"held": held, "asked": asked if again else None, "generated": None}
+    generated = None
     if judge.generated:
         options = LabelOptions(readout=kind, probe=judge.generated, similarity="cos")
         source = generated_source(Probe(subject, options))
-        questions["generated"] = Question(subject, options, run, source=source)
+        generated = Question(subject, options, run, source=source)
     sites = subject.layers(list(known.units))
-    for question in questions.values():
+    for question in (held, generated, asked if again else None):
         if question is not None:
             question.observe(sites)
     say_broken(held, next(iter(sites)))
-    return _Bench(subject, known, asked, held, opened, questions["generated"])
+    return _Bench(subject, known, asked, held, opened, generated)
 
 
 def _judged(bench: _Bench, top: float, resamples: int) -> list[pd.DataFrame]:

@@ -61,7 +61,8 @@ def measure(folder: Path, root: str, setting: Setting) -> Iterator[dict[str, Any
         options = LabelOptions(readout=kind, similarity="cos", **setting.judged)
         held = Question(subject, options, source=setting.source)
         held.observe(sites)
-        read = {layer: held.layer(layer) for layer in sites}
+        tops = (None,) if sparse else (None, *TOPS)
+        judged = {top: {layer: _read(held.layer(layer), top) for layer in sites} for top in tops}
         for similarity in SIMILARITIES:
             if readout == "patches" and similarity in ("cos", "cos_cubed", "jensen_shannon"):
                 continue  # these look at whole images
@@ -69,12 +70,12 @@ def measure(folder: Path, root: str, setting: Setting) -> Iterator[dict[str, Any
             own = LabelOptions(readout=readout, similarity=similarity, prior=prior, **setting.labelled)
             asked = Question(subject, own)
             asked.observe(sites)
-            for top in (None,) if sparse else (None, *TOPS):
+            for top in tops:
                 shared = {"readout": readout, "similarity": similarity, "reading": reading_name(top)}
-                for layer, judged in read.items():
+                for layer in sites:
                     data = _read(asked.layer(layer), top)
                     labels = asked.labeler(keep=top is None).label(data, None)
-                    yield shared | _judged(labels, _read(judged, top), setting)
+                    yield shared | _judged(labels, judged[top][layer], setting)
 
 
 def reading_name(top: float | None) -> str:

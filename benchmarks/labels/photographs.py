@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.colors import rgb_to_hsv
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,21 +27,12 @@ GROUPS = {
 FEW = 0.1  # of the images show each of the concepts below: those with the most of it
 
 
-def _share(hue: tuple[float, float]) -> Callable[[np.ndarray], np.ndarray]:
+def _share(low: float, high: float) -> Callable[[np.ndarray], np.ndarray]:
     """Share of the pixels of a picture whose hue, in turns, lies in a range; greyish ones have none."""
-    low, high = hue
 
     def measure(pixels: np.ndarray) -> np.ndarray:
-        most, least = pixels.max(-1), pixels.min(-1)
-        span = np.maximum(most - least, 1e-6)
-        red, green, blue = np.moveaxis(pixels, -1, 0)
-        turn = np.select(
-            [most == red, most == green],
-            [(green - blue) / span, 2 + (blue - red) / span],
-            4 + (red - green) / span,
-        )
-        inside = ((turn / 6 - low) % 1) < (high - low)
-        return (inside & (span > 0.15)).mean((1, 2))
+        hue, saturation, value = np.moveaxis(rgb_to_hsv(pixels), -1, 0)
+        return (((hue - low) % 1 < high - low) & (saturation * value > 0.15)).mean((1, 2))
 
     return measure
 
@@ -49,9 +41,9 @@ PIXELS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "bright picture": lambda pixels: pixels.mean((1, 2, 3)),
     "dark picture": lambda pixels: -pixels.mean((1, 2, 3)),
     "grey picture": lambda pixels: -(pixels.max(-1) - pixels.min(-1)).mean((1, 2)),
-    "blue picture": _share((0.5, 0.72)),
-    "green picture": _share((0.19, 0.45)),
-    "red picture": _share((-0.04, 0.05)),
+    "blue picture": _share(0.5, 0.72),
+    "green picture": _share(0.19, 0.45),
+    "red picture": _share(-0.04, 0.05),
     "rough picture": lambda pixels: np.abs(np.diff(pixels.mean(-1), axis=2)).mean((1, 2)),
 }
 CONCEPTS = [*CLASSES, *GROUPS, *PIXELS]

@@ -21,7 +21,7 @@ def setting(study: Study, root: str) -> Setting:
     Args:
         root: data folder of its networks.
     """
-    kinds = {"embedded": lambda: _embedded(), "cifar10": lambda: _cifar10(study, root)}
+    kinds = {"embedded": _embedded, "cifar10": lambda: _cifar10(study, root)}
     if study.name not in kinds:
         raise InputError(f"{study.name} is no study of labels; there are {', '.join(kinds)}")
     return kinds[study.name]()

@@ -100,9 +100,8 @@ def judge_layer(
     if len(scored):
         for name, column in layer.scores(scored, told[scored], draws, np.random.default_rng(seed)).items():
             columns[name][scored] = column
-    for unit in scored[
-        np.isnan(columns[REPORTED[0]][scored])
-    ].tolist():  # its label is known of some images only
+    # Of those whose label is known of some images only.
+    for unit in scored[np.isnan(columns[REPORTED[0]][scored])].tolist():
         reasons[unit] = "the same value on the images that tell of it"
         for column in columns.values():
             column[unit] = np.nan
