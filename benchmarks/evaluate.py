@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 
 from lwta.dissect.evaluate import discoveries, means
-from lwta.dissect.label_scores import Judge, judge_layer
+from lwta.dissect.judged_layer import Judge
+from lwta.dissect.label_scores import judge_layer
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labelers.clip import ClipLabeler
 from lwta.dissect.presence import Cosines, Matrix

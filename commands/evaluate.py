@@ -1,9 +1,7 @@
 """``evaluate``: how good labels are, beside controls, on images that they were not chosen from."""
 
-import math
 import sys
 from pathlib import Path
-from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from commands.class_units import class_units
 from commands.judging import HeldOut, Opened, generated_source, held_out, open_judge, same_clip
 from commands.label import say_broken
 from commands.options import JudgeOptions, LabelOptions, NetworkOptions, PassOptions
@@ -19,13 +18,14 @@ from commands.question import Question
 from commands.subject import Subject, open_subject
 from lwta.dissect.evaluate import RATE, discoveries, means
 from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
-from lwta.dissect.final_layer import ClassScore, score_classes
-from lwta.dissect.label_scores import Judge, judge_generated, judge_layer
+from lwta.dissect.judged_layer import CONTROLS, Judge
+from lwta.dissect.label_scores import judge_generated, judge_layer
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labels import JUDGED, Labels, labels_for, read_labels, texts_of, write_labels
 from lwta.dissect.metrics import GENERATED, REPORTED, TOP, check_top
 from lwta.dissect.presence import rows_of
-from lwta.dissect.resampling import kept_labels
+from lwta.dissect.resampling import KEPT, kept_labels
+from lwta.dissect.store import digest
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs
 from lwta.errors import InputError
 from models.probes import true_presence
@@ -181,23 +181,28 @@ def _judged(bench: _Bench, top: float, resamples: int) -> list[pd.DataFrame]:
 
 def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
     """What is said of all labels."""
+
+    def found_true(start: str) -> int:
+        return int((table[f"{start}q_value"].to_numpy() <= RATE).sum())
+
     layers = {layer: bench.held.layer(layer) for layer in bench.known.units}
     seen = bench.seen(next(iter(layers.values())))
     generated = GENERATED if bench.generated is not None else ()
+    kept = [name for name in KEPT if name in table and not table[name].isna().to_numpy().all()]
     found = Evaluation(
         labels=bench.known.identity,
         judge=bench.opened.told,
+        judge_identity=_identity(bench),
         circular=same_clip(bench.opened.source, bench.asked.source),
         probe=bench.held.probe.spec,
         images=len(seen),
         units=len(table),
         scored=int(np.isfinite(table["correlation"].to_numpy(dtype=float)).sum()),
         unscored=_unscored(table),
-        discoveries=int((table["q_value"].to_numpy() <= RATE).sum()),
-        means=means(table, (*REPORTED, *generated)).to_dict("records"),
-        kept_images=_mean(table, "kept_images"),
-        kept_concepts=_mean(table, "kept_concepts"),
-        classes=_classes(bench),
+        discoveries=found_true(""),
+        by_control={control: found_true(f"{control}_") for control in CONTROLS},
+        means=means(table, (*REPORTED, *generated, *kept)).to_dict("records"),
+        classes=class_units(bench.subject, bench.known, bench.asked),
     )
     presence = true_presence(bench.held.probe.data)
     if presence is None:
@@ -221,12 +226,10 @@ def _unscored(table: pd.DataFrame) -> dict[str, int]:
     return found
 
 
-def _mean(table: pd.DataFrame, column: str) -> float | None:
-    """Of the shares that are known, NaN where none is; None where they were not asked for."""
-    if column not in table:
-        return None
-    known = [share for share in table[column].tolist() if not math.isnan(share)]
-    return fmean(known) if known else math.nan
+def _identity(bench: _Bench) -> str:
+    """Hash of what the judge says and of which images."""
+    told = {"images": bench.held.probe.identity, "shown": bench.opened.share}
+    return digest(bench.held.source.identity | told)
 
 
 def _joined(labels: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
@@ -234,29 +237,3 @@ def _joined(labels: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     scores = zip(JUDGED, ("correlation", "auroc", "q_value"), strict=True)
     found = table[["layer", "unit"]].assign(**{name: table[score] for name, score in scores})
     return labels.drop(columns=[c for c in JUDGED if c in labels]).merge(found, "left", ["layer", "unit"])
-
-
-def _classes(bench: _Bench) -> ClassScore | None:
-    """Of the layer that gives the logits, where it was labelled and its classes have names."""
-    names, source = bench.subject.class_names, bench.asked.source
-    layers = [layer for layer, units in bench.known.units.items() if names and units == len(names)]
-    head = next((layer for layer in layers if _gives_logits(bench.subject, layer)), None)
-    if head is None or names is None:
-        return None
-    embedded = None
-    if source.encoder is not None and source.texts is not None:
-        texts = torch.nn.functional.normalize(source.texts, dim=1)
-        embedded = source.names, texts, source.encoder.texts(names, source.templates)
-    return score_classes(bench.known.table.query("layer == @head"), names, embedded)
-
-
-@torch.no_grad()
-def _gives_logits(subject: Subject, layer: str) -> bool:
-    """Whether what a layer returns is what the network returns."""
-    returned: list[Any] = []
-    handle = subject.model.get_submodule(layer).register_forward_hook(lambda *call: returned.append(call[2]))
-    try:
-        logits = subject.model(torch.zeros(1, 3, *subject.image_size, device=subject.device))
-    finally:
-        handle.remove()
-    return bool(returned) and returned[-1] is logits

@@ -13,8 +13,8 @@ from commands.question import Question
 from commands.sources import Source, content_hash, word_source
 from commands.subject import Subject
 from lwta.dissect.annotations import read_annotations
-from lwta.dissect.label_scores import FEWEST
-from lwta.dissect.labels import Labels
+from lwta.dissect.judged_layer import FEWEST
+from lwta.dissect.labels import Labels, plain
 from lwta.dissect.store import digest
 from lwta.dissect.truth import pairs_of
 from lwta.dissect.words import WordList
@@ -31,7 +31,7 @@ class Opened(NamedTuple):
     Attributes:
         source: opens its concepts for a probe set.
         told: for the reader.
-        share: of :class:`lwta.dissect.evaluate.Judge`.
+        share: of :class:`lwta.dissect.judged_layer.Judge`.
         looked: int64, the images that it can tell of; None for all.
         said: what the reader must know of it.
     """
@@ -119,7 +119,7 @@ def open_judge(
     if options.judge_tag or options.judge_templates != "{}":
         raise InputError("judge_tag and judge_templates are of a --judge; name it")
     if options.annotations:
-        return _annotated(probe, options.annotations)
+        return _annotated(probe, options.annotations, asked.source.names)
     words = {name.casefold() for name in asked.source.names}
     presence = true_presence(probe.data)
     if presence is not None:
@@ -144,7 +144,12 @@ def _factors(presence: Tensor, words: list[str]) -> Source:
     return Source(CONCEPTS + pairs.names, {"concepts": "factors and pairs"}, images=both.numpy())
 
 
-def _annotated(probe: Probe, path: str) -> Opened:
+def _annotated(probe: Probe, path: str, words: list[str]) -> Opened:
+    """Annotations as a judge.
+
+    Args:
+        words: that the labels were chosen from.
+    """
     names = [image_name(probe.data, i) for i in range(len(probe))]
     found = read_annotations(path, names)
     looked = np.flatnonzero(np.isfinite(found.presence).sum(axis=1))
@@ -154,7 +159,14 @@ def _annotated(probe: Probe, path: str) -> Opened:
         )
     told = digest({"names": found.names, "values": content_hash(found.presence)})
     missing = [names[i] for i in sorted({*range(len(names))} - {*looked.tolist()})]
-    said = f"left out {len(missing)} images without annotation, such as {missing[0]}" if missing else ""
+    offered = {plain(word) for word in words}
+    unknown = [name for name in found.names if plain(name) not in offered]
+    left = [
+        (f"left out {len(missing):,} images without annotation", missing),
+        (f"{path} tells of {len(found.others):,} images that are not judged on", found.others),
+        (f"no label was chosen from {len(unknown):,} concepts of {path}, which serve as controls", unknown),
+    ]
+    said = "\n".join(f"{what}, such as {some[0]!r}" for what, some in left if some)
     source = Source(found.names, {"concepts": told}, images=found.presence)
     return Opened(source, f"the annotations of {path}", None, torch.from_numpy(looked), said)
 

@@ -123,19 +123,24 @@ def test_true_labels_are_shown_where_these_labels_of_a_run_were_judged(runs, cap
     labels = read_labels(runs[0])
     assert labels is not None
     for run in runs:  # the other run's labels are not those that were judged
-        found = FOUND._replace(labels=labels.identity, truth=TruthScore(1_040, 16, 0.375, 0.1, 0.9))
+        found = FOUND._replace(
+            labels=labels.identity, truth=TruthScore(1_040, 16, 0.375, 0.1, 0.9, 0.015, 0.002)
+        )
         write_evaluation(run, found, pd.DataFrame())
     dissect.main(compare_args(runs))
     said = capsys.readouterr().out
-    assert line(said, "true labels, of selective units") == ["37.50 %"]
-    assert line(said, "the same, labels shuffled") == ["10.00 %"]
+    assert line(said, "true labels, of selective units") == ["37.5 % ± 1.5"]
+    assert line(said, "the same, labels shuffled") == ["10.0 % ± 0.2"]
     assert line(said, "selective units") == ["1,040"]
     assert line(said, "correlation of labels, other images") == ["0.450 ± 0.010"]
     assert line(said, "correlation of random concepts, other images") == ["0.150 ± 0.040"]
-    assert line(said, "labels better than chance, of those judged") == ["7 of 9"]
+    assert line(said, "better than chance, of labels judged") == ["7 of 9"]
+    assert line(said, "better than chance, one label for all") == ["2 of 9"]
+    assert line(said, "better than chance, labels shuffled") == ["1 of 9"]
     found = numbers(runs[0].parent)
     assert found["true_share"].fillna(-1).tolist() == [0.375, -1]
     assert found["shuffled_share"].fillna(-1).tolist() == [0.1, -1]
+    assert found["true_error"].fillna(-1).tolist() == [0.015, -1]
     assert found["selective_units"].fillna(-1).tolist() == [1_040, -1]
     assert found["correlation_shuffled"].fillna(-1).tolist() == pytest.approx([0.25, -1])
     assert found["judge"].fillna("").tolist() == ["the factors of the embedded world on validation[5:9]", ""]
@@ -150,12 +155,21 @@ def test_true_labels_are_shown_where_these_labels_of_a_run_were_judged(runs, cap
 
 
 def test_labels_judged_by_others_are_said_not_to_compare(runs, capsys):
-    for run, judge in zip(runs, ("annotations", "another CLIP"), strict=True):
-        labels = read_labels(run)
-        assert labels is not None
-        write_evaluation(run, FOUND._replace(labels=labels.identity, judge=judge), pd.DataFrame())
-    dissect.main(compare_args(runs))
-    said = capsys.readouterr().out
+    def told(*judges):
+        for run, (judge, identity) in zip(runs, judges, strict=True):
+            labels = read_labels(run)
+            assert labels is not None
+            found = FOUND._replace(labels=labels.identity, judge=judge, judge_identity=identity)
+            write_evaluation(run, found, pd.DataFrame())
+        dissect.main(compare_args(runs))
+        return capsys.readouterr().out
+
+    assert "do not compare" not in told(("a.csv", "0"), ("a.csv", "0"))
+    assert (
+        "correlations on other images do not compare: judged by a.csv on validation[5:9], or the images, of "
+        "other content\n"
+    ) in told(("a.csv", "0"), ("a.csv", "1"))
+    said = told(("annotations", "0"), ("another CLIP", "1"))
     assert (
         "correlations on other images do not compare: judged by annotations on validation[5:9] / "
         "another CLIP on validation[5:9]\n" in said

@@ -11,7 +11,8 @@ from scipy.stats import mannwhitneyu
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from lwta.dissect.evaluate import discoveries, means
-from lwta.dissect.label_scores import CONTROLS, FEWEST, Judge, judge_generated, judge_layer
+from lwta.dissect.judged_layer import CONTROLS, FEWEST, Judge, JudgedLayer
+from lwta.dissect.label_scores import judge_generated, judge_layer
 from lwta.dissect.metrics import REPORTED
 from lwta.dissect.presence import Classes, Cosines, Matrix
 from lwta.errors import InputError
@@ -150,6 +151,13 @@ def test_what_nobody_looked_at_is_left_out_of_each_concept_alone(world):
         assert row["shown"] == presence[100:, 0].sum()
     for name in REPORTED:  # the others know nothing of it
         np.testing.assert_allclose(found.loc[[1, 4], name], whole.loc[[1, 4], name])
+    holes = np.where(rng_holes := np.random.default_rng(8).random(presence.shape) < 0.2, np.nan, presence)
+    layer = JudgedLayer(values.astype(np.float32), Judge(NAMES, Matrix(holes)), torch.arange(N), 0.05)
+    for unit, k in itertools.product(range(values.shape[1]), range(len(NAMES))):
+        seen = ~rng_holes[:, k]
+        a, c = values[seen, unit], presence[seen, k]
+        expected = np.corrcoef(a, c)[0, 1] if np.ptp(a) and np.ptp(c) else np.nan
+        assert layer.correlation[unit, k] == pytest.approx(expected, abs=1e-6, nan_ok=True)
     gaps[:, 0] = np.nan
     assert judged((gaps, values))["unscored"].iloc[0] == f"0 images show it, fewer than {FEWEST}"
 
@@ -184,7 +192,7 @@ def test_classes_of_images_are_annotations_too():
 
 def test_many_concepts_are_looked_at_in_parts(world, monkeypatch):
     whole = judged(world)
-    monkeypatch.setattr("lwta.dissect.label_scores._CONCEPTS", 2)
+    monkeypatch.setattr("lwta.dissect.judged_layer._CONCEPTS", 2)
     pd.testing.assert_frame_equal(judged(world), whole)
 
 
@@ -195,7 +203,11 @@ def test_a_table_of_other_units_is_refused(world):
 
 def test_discoveries_are_those_of_benjamini_and_hochberg():
     p = [0.001, 0.008, 0.039, 0.041, 0.042, 0.06, 0.074, 0.205, 0.212, 0.216, 0.222, np.nan]
-    found = discoveries(pd.DataFrame({"p_value": p}))["q_value"]
+    names = ["p_value", *(f"{control}_p_value" for control in CONTROLS)]
+    both = discoveries(pd.DataFrame({name: p for name in names}))
+    for control in CONTROLS:
+        np.testing.assert_array_equal(both[f"{control}_q_value"], both["q_value"])
+    found = both["q_value"]
     order = np.argsort(p[:-1])
     by_hand = np.empty(11)
     for rank, place in enumerate(order):
@@ -216,6 +228,21 @@ def test_labels_that_mean_nothing_are_rarely_called_better_than_chance():
         found = discoveries(judge_layer(rows, values, Judge(names, Matrix(presence)), draws=1, seed=trial))
         false.append((found["q_value"] <= 0.05).sum())
     assert sum(count > 0 for count in false) <= 4  # 5 % of 20 expected
+
+
+def test_the_controls_are_tested_too_and_one_label_for_units_that_respond_alike_is_no_coincidence():
+    rng = np.random.default_rng(4)
+    presence = (rng.random((N, 6)) < 0.3).astype(np.float32)
+    values = presence[:, [0]] + 0.5 * presence[:, [1]] + 0.3 * rng.standard_normal((N, 30))
+    names = [f"c{k}" for k in range(6)]
+    rows = table(["c0"] * 15 + [f"c{k}" for k in rng.integers(2, 6, 15)])
+    found = discoveries(judge_layer(rows, values, Judge(names, Matrix(presence)), draws=1))
+    assert (found["q_value"] <= 0.05).tolist()[:15] == [True] * 15
+    assert (found["constant_q_value"] <= 0.05).all()
+    of_c0 = [mannwhitneyu(a[presence[:, 0] > 0], a[presence[:, 0] == 0], alternative="greater").pvalue
+             for a in values.T]  # fmt: skip
+    np.testing.assert_allclose(found["constant_p_value"], of_c0, rtol=1e-6, atol=1e-300)
+    assert 0.2 * 30 <= (found["shuffled_q_value"] <= 0.05).sum() <= 0.9 * 30
 
 
 def test_means_stand_beside_controls_with_standard_errors(world):

@@ -353,11 +353,17 @@ def test_annotations_judge_and_what_they_miss_is_named_and_left_out(by_colour, m
     table.drop(index=range(0, 48, 8)).to_csv(described, index=False)
     capsys.readouterr()
     some, found = judge(by_colour, f"--probe={more}", f"--annotations={described}")
-    assert "left out 6 images without annotation, such as blue/000.png" in capsys.readouterr().err
+    assert "left out 6 images without annotation, such as 'blue/000.png'" in capsys.readouterr().err
     assert found.images == 42
     assert set(some["shown"].dropna()) == {14}
-    table.drop(columns="red").to_csv(described, index=False)
+    more_rows = pd.concat([table, table.head(2).assign(image=["x.png", "y.png"])])
+    more_rows.drop(columns="red").assign(moss=0.0).to_csv(described, index=False)
     some, found = judge(by_colour, f"--probe={more}", f"--annotations={described}")
+    said = capsys.readouterr().err
+    assert f"{described} tells of 2 images that are not judged on, such as 'x.png'" in said
+    assert (
+        f"no label was chosen from 1 concepts of {described}, which serve as controls, such as 'moss'" in said
+    )
     red = whole["label"] == "red"
     assert (some.loc[red, "unscored"] == "the label is no concept of the judge").all()
     assert found.unscored["the label is no concept of the judge ('red')"] == red.sum()

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lwta.dissect.evaluation import Evaluation, overview, read_evaluation, sentences, write_evaluation
-from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.judged_layer import CONTROLS
 from lwta.dissect.metrics import REPORTED
 from lwta.errors import InputError
 from tests.judgements import FOUND, LABELS, WHOLE, means_of
@@ -81,12 +81,21 @@ def test_what_was_found_is_told_in_sentences():
         "9 of 12 units have a label that the factors of the embedded world can judge on 4,000 images of "
         "validation[5:9], from which no label was chosen"
     )
-    assert said[1] == "7 of those labels are better than chance, at a false discovery rate of 0.05"
+    assert said[1] == (
+        "7 of those labels are better than chance, at a false discovery rate of 0.05; so are 2 with one "
+        "label for all, 1 shuffled, 0 of random concepts"
+    )
     assert said[2] == "not judged: 2 units, no label; 1 units, too few images show it, fewer than 10"
-    assert "75 % of draws of other images and in 90 % of draws of other concepts that hold it" in said[3]
+    assert said[3] == (
+        "a label stays the same in 75.0 % ± 5.0 of draws of other images (a shuffled one in 10.0 % ± 2.0) "
+        "and in 90.0 % ± 5.0 of draws of other concepts that hold it (a shuffled one in 10.0 % ± 2.0)"
+    )
     assert [s.split(" ")[0] for s in said[4:]] == ["5", "0", "head:"]
     assert len(sentences(FOUND)) == 3
-    for share in (None, math.nan):  # no draw held a label, or the similarity does not depend on the others
-        told = sentences(WHOLE._replace(kept_concepts=share))[3]
-        assert told == "a label stays the same in 75 % of draws of other images"
+    images = [row for row in WHOLE.means if row["metric"] != "kept_concepts"]  # no draw held a label
+    told = sentences(WHOLE._replace(means=images))[3]
+    assert (
+        told
+        == "a label stays the same in 75.0 % ± 5.0 of draws of other images (a shuffled one in 10.0 % ± 2.0)"
+    )
     assert "(circular: it also chose the labels)" in sentences(FOUND._replace(circular=True))[0]

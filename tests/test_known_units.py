@@ -6,6 +6,7 @@ import pytest
 
 import dissect
 from lwta.dissect.evaluation import read_evaluation
+from lwta.dissect.resampling import KEPT
 from models.shapes import CONCEPTS
 from tests.toy import of_folder, write_module
 
@@ -80,4 +81,8 @@ def test_labels_of_known_units_are_recovered_and_at_chance_once_shuffled(tmp_pat
     assert found.pairs is not None
     assert found.pairs.selective == 0
     assert math.isnan(found.pairs.named_share)
-    assert found.kept_images == found.kept_concepts == 1
+    for name in KEPT:  # of as many units for each concept
+        assert found.mean(name)["label"] == 1
+        assert found.mean(name)["shuffled"] == pytest.approx(1 / len(CONCEPTS), rel=0.7)
+    by_chance = found.by_control["shuffled"], found.by_control["random"]
+    assert max(by_chance) <= 0.1 * len(table)  # 1 in 44 is dealt its own

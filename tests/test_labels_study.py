@@ -15,7 +15,7 @@ from benchmarks.accuracy.study import Study
 from benchmarks.labels import photographs
 from benchmarks.labels.measure import TOPS, _passes, _read, _units, overlap, units_needed
 from benchmarks.labels.tables import layers_alike, write_tables
-from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.judged_layer import CONTROLS
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.metrics import REPORTED
 

@@ -13,7 +13,7 @@ def checked():
     return found.set_index(["metric", "frequency"])
 
 
-@pytest.mark.parametrize("metric", ["correlation", "cosine", "auprc", "f1", "iou"])
+@pytest.mark.parametrize("metric", ["correlation", "cosine", "auprc", "responses_auprc", "f1", "iou"])
 def test_the_recommended_metrics_pass_both(checked, metric):
     assert checked.loc[metric, "passes"].all()
     assert checked.loc[metric, "exact"].tolist() == pytest.approx([1, 1])

@@ -37,6 +37,7 @@ def independent(values, graded, clear, top):
         "cosine": values @ graded / np.sqrt((values @ values) * (graded @ graded)),
         "auroc": roc_auc_score(clear, values),
         "auprc": average_precision_score(clear, values),
+        "responses_auprc": average_precision_score(strong, graded),
         "f1": f1_score(clear, strong),
         "iou": jaccard_score(clear, strong),
         "recall": (strong & clear).sum() / strong.sum(),
@@ -47,17 +48,20 @@ def independent(values, graded, clear, top):
 
 
 def chance(values, with_it, without, clear):
-    """Mann and Whitney's p; where half the values are equal at least that of firing on as many by chance."""
+    """Mann and Whitney's p; where half the values are equal at least Fisher's, of who is above and below."""
     p = mannwhitneyu(with_it, without, alternative="greater", method="asymptotic").pvalue
     levels, counts = np.unique(values, return_counts=True)
     if 2 * counts.max() < len(values):
         return p
-    fired = values > levels[counts.argmax()]
-    table = [
-        [(fired & clear).sum(), (fired & ~clear).sum()],
-        [(~fired & clear).sum(), (~fired & ~clear).sum()],
-    ]
-    return max(p, fisher_exact(table, alternative="greater").pvalue)
+    sides = []
+    for apart, tail in (
+        (values > levels[counts.argmax()], "greater"),
+        (values < levels[counts.argmax()], "less"),
+    ):
+        if apart.any():
+            table = [[(x & clear).sum(), (x & ~clear).sum()] for x in (apart, ~apart)]
+            sides.append(fisher_exact(table, alternative=tail).pvalue)
+    return max(p, min(1, len(sides) * min(sides)))
 
 
 def check(values, graded, clear, top=0.05):
@@ -84,12 +88,18 @@ def kinds(kind, rng, images=300, units=24):
         "few levels": np.round(x),
         "two levels": (x > 1.5).astype(np.float32),
         "one image": np.eye(images, units, dtype=np.float32),
+        "saturating": np.minimum(x, -0.5),
+        "all but one image": 1 - np.eye(images, units, dtype=np.float32),
     }[kind]
 
 
 @pytest.mark.parametrize("top", [0.005, 0.05, 0.5])
 @pytest.mark.parametrize(
-    "kind", ["dense", "large", "tiny", "rectified", "competing", "few levels", "two levels", "one image"]
+    "kind",
+    [
+        *("dense", "large", "tiny", "rectified", "competing", "few levels", "two levels", "one image"),
+        *("saturating", "all but one image"),
+    ],
 )
 def test_metrics_are_those_of_other_peoples_code(kind, top):
     rng = np.random.default_rng(0)
@@ -182,15 +192,26 @@ def test_bad_input_is_one_sentence():
             Responses(np.array([[0.0, value]]))
 
 
+def test_units_that_saturate_are_called_better_than_chance():
+    shown = np.arange(1000) < 600
+    values = np.stack([shown, np.minimum(6, np.where(shown, 7, np.arange(1000) / 200))], 1)
+    p = p_values(Responses(values), Shown(*2 * (np.tile(shown, (2, 1)),)))
+    assert (p < 1e-100).all()
+
+
 @pytest.mark.parametrize(
-    ("fires", "shown"), [(10, 10), (20, 25), (83, 25), (83, 250), (400, 200), (2000, 25)]
+    ("fires", "shown", "side"),
+    [
+        *((10, 10, 1), (20, 25, 1), (83, 25, 1), (83, 250, 1), (400, 200, 1), (2000, 25, 1)),
+        *((20, 25, -1), (83, 250, -1)),  # the others saturate, and rarely fall
+    ],
 )
-def test_units_that_fire_rarely_are_not_called_better_than_chance_by_coincidence(fires, shown):
+def test_sparse_units_are_not_called_better_than_chance_by_coincidence(fires, shown, side):
     """300 labels that mean nothing at a time, as false discovery control sees them."""
     rng, families = np.random.default_rng(5), []
     for _ in range(20):
         order = rng.random((300, 2000)).argsort(1)
-        values = np.where(order < fires, 1 + rng.random((300, 2000)), 0).T
+        values = side * np.where(order < fires, 1 + rng.random((300, 2000)), 0).T
         clear = rng.random((300, 2000)).argsort(1) < shown
         p = p_values(Responses(values), Shown(clear, clear))
         families.append(bool((false_discovery_control(p) <= 0.05).any()))

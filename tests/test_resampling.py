@@ -110,6 +110,28 @@ def test_concepts_count_only_where_a_draw_holds_the_label(world, monkeypatch):
     assert found["kept_concepts"].tolist()[:3] == [1, 0, 1]
     assert np.isnan(found["kept_concepts"].iloc[4])
     assert np.isnan(found["kept_images"].iloc[4])
+    # The first draw gives the first unit red, as are two of the three labels that it holds.
+    assert found["shuffled_kept_concepts"].tolist()[:3] == pytest.approx([2 / 3, 1 / 3, 1 / 2])
+    assert np.isnan(found["shuffled_kept_concepts"].iloc[4])
+
+
+def test_shuffled_labels_are_kept_as_often_as_another_units_label_comes(world):
+    data, labels = layer(*world, keep_values=True), ["red", "red", "blue", "round", "big", None]
+    labeler = ClipLabeler(NAMES, "cos_cubed")
+    found = kept_labels(labeler, data, labels, 4)
+    draws = [
+        texts_of(labeler.label(_redrawn(data, torch.from_numpy(counts))))
+        for counts in _multinomials(4, data.seen)
+    ]
+    told = [k for k, label in enumerate(labels) if label is not None]
+    for unit in told:
+        alike = [np.mean([given[unit] == labels[other] for other in told]) for given in draws]
+        assert found["shuffled_kept_images"].iloc[unit] == pytest.approx(np.mean(alike))
+
+
+def _multinomials(times, seen):
+    rng = np.random.default_rng(0)
+    return [rng.multinomial(len(seen), np.full(len(seen), 1 / len(seen))) for _ in range(times)]
 
 
 def test_a_label_that_is_none_of_the_units_is_never_kept(world):

@@ -218,6 +218,9 @@ def test_a_score_says_what_it_counts():
         "12 selective units, 3 not selective, mean best AUROC 0.900; 50.0 % of the selective ones carry a "
         "true label, 12.5 % with the labels shuffled among them"
     )
+    assert "mean best AUROC 0.900 ± 0.012; 50.0 % ± 4.0 of" in str(
+        TruthScore(12, 3, 0.5, 0.125, 0.9, 0.04, 0.01, 0.012)
+    )
     assert str(TruthScore(0, 3, 0.0, 0.0, 0.6)) == (
         "0 selective units, 3 not selective, mean best AUROC 0.600; no label can be judged"
     )

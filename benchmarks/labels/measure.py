@@ -15,7 +15,8 @@ from commands.question import Question
 from commands.sources import Source
 from commands.subject import Subject, open_subject
 from lwta.dissect.evaluate import means
-from lwta.dissect.label_scores import Judge, judge_layer
+from lwta.dissect.judged_layer import Judge
+from lwta.dissect.label_scores import judge_layer
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.truth import score_labels
 from lwta.layers import LWTA, Firing, observe

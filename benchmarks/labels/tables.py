@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.accuracy.study import REPOSITORY, Study
 from lwta.dissect.evaluate import plus_minus
-from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.judged_layer import CONTROLS
 
 _KEY = ["variant", "seed"]
 _FIRST = "cos_cubed"  # the similarity shown for every network beside soft_wpmi

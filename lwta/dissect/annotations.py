@@ -20,11 +20,13 @@ class Annotations(NamedTuple):
         names: K concepts.
         presence: (N, K) float32, 0 to 1; NaN where nobody looked.
         missing: images without annotation.
+        others: images that it tells of besides.
     """
 
     names: list[str]
     presence: np.ndarray
     missing: list[str]
+    others: list[str]
 
 
 def read_annotations(path: str | Path, images: Sequence[str]) -> Annotations:
@@ -60,7 +62,8 @@ def read_annotations(path: str | Path, images: Sequence[str]) -> Annotations:
         )
     found = wide.reindex(list(images))
     missing = [name for name in images if name not in listed]
-    return Annotations([str(name) for name in wide], found.to_numpy(dtype=np.float32), missing)
+    others = [str(name) for name in wide.index[~wide.index.isin(list(images))]]
+    return Annotations([str(name) for name in wide], found.to_numpy(dtype=np.float32), missing, others)
 
 
 def _read(path: Path) -> pd.DataFrame:

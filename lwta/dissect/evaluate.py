@@ -11,23 +11,27 @@ import pandas as pd
 from scipy.stats import false_discovery_control
 from torch import Tensor
 
-from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.judged_layer import CONTROLS
 from lwta.dissect.metrics import REPORTED
 
 RATE = 0.05  # of false discoveries
 
 
 def discoveries(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with q_value: the p values of all units judged, corrected for their number.
+    """The table with q_value and, of each control, ``shuffled_q_value``: p of all units judged, corrected for
+    their number.
 
     Calling the labels of q at most .05 better than chance is wrong of 5 % of those calls at most, in
     expectation (Benjamini & Hochberg, J. R. Stat. Soc. B 57, 1995).
     """
-    p = table["p_value"].to_numpy(dtype=float)
-    q, tested = np.full(len(p), np.nan), ~np.isnan(p)
-    if tested.any():
-        q[tested] = false_discovery_control(p[tested])
-    return table.assign(q_value=q)
+    corrected = {}
+    for start in ("", *(f"{control}_" for control in CONTROLS)):
+        p = table[f"{start}p_value"].to_numpy(dtype=float)
+        q, tested = np.full(len(p), np.nan), ~np.isnan(p)
+        if tested.any():
+            q[tested] = false_discovery_control(p[tested])
+        corrected[f"{start}q_value"] = q
+    return table.assign(**corrected)
 
 
 def means(table: pd.DataFrame, metrics: Sequence[str] = REPORTED) -> pd.DataFrame:
@@ -38,8 +42,9 @@ def means(table: pd.DataFrame, metrics: Sequence[str] = REPORTED) -> pd.DataFram
 
     Returns:
         A row for each metric of each layer, and of ``all`` where there are several: layer, metric, units; of
-        label, constant, shuffled and random the mean and, as ``label_error``, its standard error over units;
-        ahead and ahead_error, of the differences between a unit's label and the shuffled ones.
+        label, constant, shuffled and random the mean and, as ``label_error``, its standard error over units,
+        NaN of a control that the metric has not; ahead and ahead_error, of the differences between a unit's
+        label and the shuffled ones.
     """
     layers = [(str(layer), part) for layer, part in table.groupby("layer", sort=False)]
     if len(layers) > 1:
@@ -51,7 +56,8 @@ def _row(layer: str, part: pd.DataFrame, metric: str) -> dict[str, object]:
     scored = part.dropna(subset=[metric])
     row: dict[str, object] = {"layer": layer, "metric": metric, "units": len(scored)}
     for name in ("label", *CONTROLS):
-        column = scored[metric if name == "label" else f"{name}_{metric}"]
+        own = metric if name == "label" else f"{name}_{metric}"
+        column = scored[own] if own in scored else pd.Series(dtype=float)
         row |= {name: column.mean(), f"{name}_error": column.sem()}
     ahead = scored[metric] - scored[f"shuffled_{metric}"]
     return row | {"ahead": ahead.mean(), "ahead_error": ahead.sem()}

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from lwta.dissect.evaluate import RATE, plus_minus
+from lwta.dissect.evaluate import RATE, percent, plus_minus
 from lwta.dissect.final_layer import ClassScore
-from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.judged_layer import CONTROLS
 from lwta.dissect.metrics import GENERATED, REPORTED
+from lwta.dissect.resampling import KEPT
 from lwta.dissect.store import write_whole
 from lwta.dissect.truth import PairScore, TruthScore
 from lwta.errors import InputError
@@ -31,15 +32,18 @@ class Evaluation(NamedTuple):
         units: D over all layers.
         scored: units whose label was judged.
         unscored: reason -> units.
+        judge_identity: hash of what the judge says, of which images.
         discoveries: units whose label is better than chance, at a false discovery rate of .05.
-        means: a row for each metric of each layer, of :func:`lwta.dissect.evaluate.means`.
-        kept_images, kept_concepts: share of labels that stay when these are drawn anew; None where not tried.
+        by_control: how many one draw of each control has.
+        means: a row for each metric of each layer, of :func:`lwta.dissect.evaluate.means`; the labels kept
+            where other images and concepts are drawn are of them where that was tried.
         truth, pairs: where the concepts of the images are known by construction.
         classes: of a layer whose units are classes.
     """
 
     labels: dict[str, Any]
     judge: str
+    judge_identity: str
     circular: bool
     probe: str
     images: int
@@ -47,9 +51,8 @@ class Evaluation(NamedTuple):
     scored: int
     unscored: dict[str, int]
     discoveries: int
+    by_control: dict[str, int]
     means: list[dict[str, Any]]
-    kept_images: float | None = None
-    kept_concepts: float | None = None
     truth: TruthScore | None = None
     pairs: PairScore | None = None
     classes: ClassScore | None = None
@@ -128,21 +131,33 @@ def sentences(found: Evaluation) -> list[str]:
         f"{found.scored:,} of {found.units:,} units have a label that {found.judge}{circular} can judge "
         f"on {found.images:,} images of {found.probe}, from which no label was chosen",
         f"{found.discoveries:,} of those labels are better than chance, at a false discovery rate of "
-        f"{RATE:g}",
+        f"{RATE:g}; so are {_listed(found.by_control)}",
     ]
     if found.unscored:
         said.append(
             "not judged: " + "; ".join(f"{n:,} units, {reason}" for reason, n in found.unscored.items())
         )
-    draws = (found.kept_images, "images"), (found.kept_concepts, "concepts that hold it")
+    told = {row["metric"]: found.mean(row["metric"]) for row in found.means}
+    draws = zip(KEPT, ("images", "concepts that hold it"), strict=True)
     kept = [
-        f"{100 * share:.0f} % of draws of other {what}"
-        for share, what in draws
-        if share is not None and share >= 0
+        f"{percent(row['label'], row['label_error'])} of draws of other {what} (a shuffled one in "
+        f"{percent(row['shuffled'], row['shuffled_error'])})"
+        for name, what in draws
+        if (row := told.get(name)) and row["units"]
     ]
     if kept:
         said.append(f"a label stays the same in {' and in '.join(kept)}")
     return said + [str(part) for part in (found.truth, found.pairs, found.classes) if part is not None]
+
+
+def _listed(counts: dict[str, int]) -> str:
+    """Discoveries among labels that mean nothing, in words."""
+    words = {
+        "constant": "with one label for all",
+        "shuffled": "shuffled",
+        "random": "of random concepts",
+    }
+    return ", ".join(f"{counts[name]:,} {said}" for name, said in words.items())
 
 
 def overview(found: Evaluation) -> pd.DataFrame:

@@ -12,12 +12,13 @@ a are the values, c is the presence, B the images on which a unit responds most.
 | correlation | Pearson of a and c: "simulation correlation" | arXiv 2405.06855 |
 | cosine | a.c / (|a| |c|) | arXiv 2506.05774 |
 | auroc | chance that an image with the concept has the higher value, ties half | CoSy, arXiv 2405.20331 |
-| auprc | average precision of a for c | arXiv 2506.05774 |
+| auprc | average precision of a for c; "inverse AUPRC" in the source | arXiv 2506.05774 |
+| responses_auprc | average precision of c for B; "AUPRC" in the source | arXiv 2506.05774 |
 | f1, iou | 2 B.c / (|B| + |c|) and B.c / (|B| + |c| - B.c) | arXiv 2506.05774 |
 | recall, precision | B.c / |B| and B.c / |c|: the concept foretells the unit | arXiv 2506.05774 |
 | mad | (mean of a with the concept - mean without) / deviation without | CoSy |
 
-Correlation and cosine read a graded presence, the others whether the concept is shown.
+Correlation, cosine and responses_auprc read a graded presence, the others whether the concept is shown.
 """
 
 import math
@@ -26,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
-from scipy.stats import hypergeom, rankdata
+from scipy.stats import hypergeom
 
 from lwta.errors import InputError
 
@@ -52,13 +53,13 @@ class Responses:
         values: (D, N), float64.
         centred: (D, N), less the unit's mean.
         ranks: (D, N), from 1; equal values share their mean.
-        order: (D, N), images by falling value.
-        above: (D, N), of the images in that order, how many have at least their value.
+        order: (D, N), images by falling value, equal ones in any order.
+        above: int32 (D, N), of the images in that order, how many have at least their value.
         strong: bool (D, N), the images that the unit responds to.
         constant: bool (D,).
         sparse: bool (D,), one value is that of half the images or more, such as the zeros of a unit that
             rarely fires.
-        fired: bool (D, N), the images above the unit's commonest value.
+        fired, fell: bool (D, N), the images above the unit's commonest value, and below it.
 
     Raises:
         InputError: ``top`` is no share, or a value is not finite.
@@ -71,19 +72,37 @@ class Responses:
             raise InputError("values hold NaN or infinity, by which nothing can be judged")
         images = self.values.shape[1]
         self.centred = self.values - self.values.mean(1, keepdims=True)
-        lowest, highest = (rankdata(self.values, kind, axis=1) for kind in ("min", "max"))
-        self.ranks = (lowest + highest) / 2
-        at_least = (images + 1 - lowest).astype(np.int32)
-        self.order = at_least.argsort(axis=1, kind="stable")
-        self.above = np.take_along_axis(at_least, self.order, 1)
+        self.order = (-self.values).argsort(axis=1)
+        higher, self.above = _groups(np.take_along_axis(self.values, self.order, 1))
+        self.ranks = self._in_place(images + (1 - self.above - higher) / 2)
         self.constant = self.above[:, 0] == images
         room = max(1, math.ceil(top * images))
         most = np.where(self.above <= room, self.above, self.above[:, :1]).max(1)
-        self.strong = at_least <= most[:, None]
-        sizes = highest - lowest + 1  # of groups of equal values
-        self.ties = np.square(sizes).sum(1) - images  # the sum of t^3 - t over such groups
-        common = np.take_along_axis(highest, sizes.argmax(1)[:, None], 1)
-        self.sparse, self.fired = 2 * sizes.max(1) >= images, lowest > common
+        self.strong = self._in_place(self.above <= most[:, None])
+        sizes = self.above - higher
+        self.ties = np.square(sizes, dtype=np.float64).sum(1) - images  # the sum of t^3 - t over groups
+        common = sizes.argmax(1)[:, None]
+        self.sparse = 2 * sizes.max(1) >= images
+        self.fired = self._in_place(self.above <= np.take_along_axis(higher, common, 1))
+        self.fell = self._in_place(higher >= np.take_along_axis(self.above, common, 1))
+
+    def _in_place(self, ordered: np.ndarray) -> np.ndarray:
+        """What is told of the images by falling value, (D, N), image by image."""
+        found = np.empty_like(ordered)
+        np.put_along_axis(found, self.order, ordered, 1)
+        return found
+
+
+def _groups(falling: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of rows of falling values, how many are higher than each, and how many at least as high, int32."""
+    place = np.arange(falling.shape[1], dtype=np.int32)
+    starts = np.ones(falling.shape, bool)
+    np.not_equal(falling[:, 1:], falling[:, :-1], out=starts[:, 1:])
+    higher = np.maximum.accumulate(np.where(starts, place, 0), 1)
+    ends = np.where(
+        np.roll(starts, -1, 1), place + 1, falling.shape[1]
+    )  # the last ends a group: the first begins one
+    return higher, np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]
 
 
 class Shown(NamedTuple):
@@ -128,6 +147,10 @@ def _auprc(a: Responses, c: Shown) -> np.ndarray:
     # Images of equal value pass a threshold together, so each counts what is found up to the last of them.
     so_far = np.take_along_axis(found.cumsum(1, dtype=np.int32), a.above - 1, 1)
     return _ratio((found * (so_far / a.above)).sum(1), c.count)
+
+
+def _responses_auprc(a: Responses, c: Shown) -> np.ndarray:
+    return _auprc(Responses(c.graded.T), Shown(a.strong, a.strong))
 
 
 def _f1(a: Responses, c: Shown) -> np.ndarray:
@@ -193,6 +216,7 @@ METRICS = {
     "cosine": Metric(_cosine, (-1, 1)),
     "auroc": Metric(_auroc, (0, 1)),
     "auprc": Metric(_auprc, (0, 1)),
+    "responses_auprc": Metric(_responses_auprc, (0, 1)),
     "f1": Metric(_f1, (0, 1)),
     "iou": Metric(_iou, (0, 1)),
     "recall": Metric(_recall, (0, 1)),
@@ -225,13 +249,22 @@ def p_values(a: Responses, c: Shown) -> np.ndarray:
     """How likely a unit that does not tell the concept has as high an AUROC, (D,), one-sided.
 
     Mann and Whitney's test in its normal approximation, corrected for ties and for continuity. Of a few
-    values above many equal ones that says far too small a p where few images show the concept, so the p of
-    sparse units is never below the exact chance to fire on as many of these (hypergeometric). NaN where
-    :func:`measure` is.
+    values beside many equal ones that says far too small a p where few images show the concept, so the p of
+    sparse units is never below the exact chance (hypergeometric) that as many of these are above the
+    commonest value or, of a unit that saturates, that as few are below it; twice the smaller where it has
+    both. NaN where :func:`measure` is.
     """
     images = a.values.shape[1]
     pairs = c.count * c.others
     spread = np.sqrt(pairs / 12 * (images + 1 - a.ties / max(1, images * (images - 1))))
     normal = ndtr(-_ratio(_wins(a, c) - pairs / 2 - 0.5, np.where(a.constant, 0, spread)))
-    exact = hypergeom.sf((a.fired & c.clear).sum(1) - 1, images, a.fired.sum(1), c.count)
-    return np.where(a.sparse, np.maximum(normal, exact), normal)
+    return np.where(a.sparse, np.maximum(normal, _exact(a, c)), normal)
+
+
+def _exact(a: Responses, c: Shown) -> np.ndarray:
+    """Chance to be above the commonest value on as many of a concept's images, or below it on as few."""
+    images, above, below = a.values.shape[1], a.fired.sum(1), a.fell.sum(1)
+    high = hypergeom.sf((a.fired & c.clear).sum(1) - 1, images, above, c.count)
+    low = hypergeom.cdf((a.fell & c.clear).sum(1), images, below, c.count)
+    both = np.minimum(1, 2 * np.minimum(high, low))
+    return np.where(below == 0, high, np.where(above == 0, low, both))

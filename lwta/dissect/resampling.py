@@ -13,6 +13,8 @@ from lwta.dissect.labelers.clip import ClipLabeler
 from lwta.dissect.labels import texts_of
 from lwta.dissect.presence import Part
 
+KEPT = ("kept_images", "kept_concepts")
+
 
 def kept_labels(
     labeler: ClipLabeler, data: LayerData, labels: Sequence[str | None], times: int, seed: int = 0
@@ -34,17 +36,19 @@ def kept_labels(
 
     Returns:
         Columns ``kept_images`` and ``kept_concepts``; NaN for units without a label, and for those whose
-        label no draw holds.
+        label no draw holds. And beside them, as ``shuffled_kept_images``, the share of the draws in which
+        the unit gets the label of another drawn from all of them.
     """
     generator = np.random.default_rng(seed)
     told, mine = np.array([label is not None for label in labels]), _texts(labels)
-    kept, held = np.zeros((2, len(labels))), np.zeros((2, len(labels)))
+    kept, shuffled, held = np.zeros((3, 2, len(labels)))
     plain = _alone(labeler, labeler.names)
     for _ in range(times):
         counts = generator.multinomial(len(data.seen), np.full(len(data.seen), 1 / max(1, len(data.seen))))
         found = texts_of(plain.label(_redrawn(data, torch.from_numpy(counts))))
-        kept[0] += (_texts(found) == mine) & told
         held[0] += told
+        kept[0] += (_texts(found) == mine) & told
+        shuffled[0] += _alike(_texts(found), mine[told]) * told
         if labeler.prior is None:
             continue
         drawn = np.unique(generator.integers(len(labeler.names), size=len(labeler.names)))
@@ -54,10 +58,21 @@ def kept_labels(
         chosen = data._replace(presence=Part(data.presence, concepts=torch.from_numpy(drawn)))
         found = texts_of(_alone(labeler, names).label(chosen))
         there = np.isin(mine, names) & told
-        kept[1] += (_texts(found) == mine) & there
         held[1] += there
-    shares = np.divide(kept, held, out=np.full_like(kept, np.nan), where=held > 0)
-    return pd.DataFrame({"kept_images": shares[0], "kept_concepts": shares[1]})
+        kept[1] += (_texts(found) == mine) & there
+        shuffled[1] += _alike(_texts(found), mine[there]) * there
+    columns = {}
+    for start, counted in (("", kept), ("shuffled_", shuffled)):
+        shares = np.divide(counted, held, out=np.full_like(held, np.nan), where=held > 0)
+        columns |= {f"{start}{name}": share for name, share in zip(KEPT, shares, strict=True)}
+    return pd.DataFrame(columns)
+
+
+def _alike(found: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of the labels that equal what each unit was given."""
+    words, counts = np.unique(labels, return_counts=True)
+    share = dict(zip(words.tolist(), (counts / max(1, len(labels))).tolist(), strict=True))
+    return np.array([share.get(text, 0.0) for text in found.tolist()])
 
 
 def _texts(labels: Sequence[str | None]) -> np.ndarray:

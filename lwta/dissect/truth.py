@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lwta.dissect.evaluate import percent, shares
-from lwta.dissect.label_scores import FEWEST
+from lwta.dissect.evaluate import percent, plus_minus, shares
+from lwta.dissect.judged_layer import FEWEST
 from lwta.dissect.labels import plain
 from lwta.errors import InputError
 
@@ -29,7 +29,7 @@ class TruthScore(NamedTuple):
         shuffled_share: the same, expected when these labels are shuffled across these units. Both are NaN
             where no unit is selective.
         mean_auroc: of the units' best concepts, over all units: how selective they are.
-        true_error, shuffled_error: standard errors of the shares, over units.
+        true_error, shuffled_error, auroc_error: standard errors, over units.
     """
 
     selective: int
@@ -39,11 +39,12 @@ class TruthScore(NamedTuple):
     mean_auroc: float
     true_error: float = math.nan
     shuffled_error: float = math.nan
+    auroc_error: float = math.nan
 
     def __str__(self) -> str:
         told = (
             f"{self.selective} selective units, {self.not_selective} not selective, mean best AUROC "
-            f"{self.mean_auroc:.3f}"
+            f"{plus_minus(self.mean_auroc, self.auroc_error)}"
         )
         if not self.selective:
             return f"{told}; no label can be judged"
@@ -165,8 +166,10 @@ def score_labels(
     selective = truth.any(1)
     count = int(selective.sum())
     own, shuffled = shares(_hits(truth[selective], told[selective]))
-    mean = float(scores.amax(1).mean())
-    return TruthScore(count, len(truth) - count, own[0], shuffled[0], mean, own[1], shuffled[1])
+    best = scores.amax(1).double()
+    error = float(best.std() / len(best) ** 0.5) if len(best) > 1 else math.nan
+    shares_of = own[0], shuffled[0], float(best.mean()), own[1], shuffled[1]
+    return TruthScore(count, len(truth) - count, *shares_of, error)
 
 
 def score_pairs(

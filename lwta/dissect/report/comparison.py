@@ -13,9 +13,9 @@ from typing import Any
 
 import pandas as pd
 
-from lwta.dissect.evaluate import plus_minus
+from lwta.dissect.evaluate import percent, plus_minus
 from lwta.dissect.evaluation import Evaluation, read_evaluation
-from lwta.dissect.label_scores import CONTROLS
+from lwta.dissect.judged_layer import CONTROLS
 from lwta.dissect.labels import Labels, labels_for
 from lwta.dissect.report.pareto import draw_pareto
 from lwta.errors import InputError
@@ -52,6 +52,16 @@ def _held_out(row: Row, name: str) -> str:
     return "" if pd.isna(mean) else plus_minus(mean, row[f"correlation_{name}_error"])
 
 
+def _discovered(row: Row, name: str) -> str:
+    count = row[f"discoveries{name}"]
+    return "" if math.isnan(count) else f"{count:,.0f} of {row['judged_units']:,.0f}"
+
+
+def _share(row: Row, name: str) -> str:
+    share = row[f"{name}_share"]
+    return "" if math.isnan(share) else percent(share, row[f"{name}_error"])
+
+
 #: What each line of the table shows of a run.
 _LINES: dict[str, Callable[[Row], str]] = {
     "backbone": lambda r: r["backbone"],
@@ -85,25 +95,31 @@ _JUDGED_LINES: dict[str, Callable[[Row], str]] = {
             ("random", "random concepts"),
         )
     },
-    "labels better than chance, of those judged": lambda r: (
-        "" if math.isnan(r["discoveries"]) else f"{r['discoveries']:,.0f} of {r['judged_units']:,.0f}"
-    ),
+    **{
+        f"better than chance, {what}": partial(_discovered, name=name)
+        for name, what in (
+            ("", "of labels judged"),
+            ("_constant", "one label for all"),
+            ("_shuffled", "labels shuffled"),
+        )
+    },
 }
 
 #: Those of labels that were judged where the truth is known.
 _TRUTH_LINES: dict[str, Callable[[Row], str]] = {
-    "true labels, of selective units": lambda r: _judged(r, "true_share"),
-    "the same, labels shuffled": lambda r: _judged(r, "shuffled_share"),
+    "true labels, of selective units": lambda r: _share(r, "true"),
+    "the same, labels shuffled": lambda r: _share(r, "shuffled"),
     "selective units": lambda r: "" if math.isnan(r["true_share"]) else f"{r['selective_units']:,.0f}",
 }
 
 _MEANS = [f"{name}{end}" for name in ("label", *CONTROLS) for end in ("", "_error")]
 
-_TRUTH = ["true_share", "shuffled_share", "selective_units"]
-_NUMBERS = [*(f"correlation_{name}" for name in _MEANS), "discoveries", "judged_units", *_TRUTH]
+_TRUTH = ["true_share", "true_error", "shuffled_share", "shuffled_error", "selective_units"]
+_COUNTS = ["discoveries", *(f"discoveries_{name}" for name in CONTROLS), "judged_units"]
+_NUMBERS = [*(f"correlation_{name}" for name in _MEANS), *_COUNTS, *_TRUTH]
 
 #: Columns that an evaluation fills.
-JUDGEMENT = [*_NUMBERS, "judge"]
+JUDGEMENT = [*_NUMBERS, "judge", "judge_identity"]
 
 
 def output_folder(out: str | None, first_run: str) -> Path:
@@ -131,8 +147,8 @@ def label_quality(folder: Path, weights: str) -> tuple[Row, dict[str, Any]]:
 
     The columns are ``label_score``, the mean over the ``labelled_units`` of all ``label_units``; and where
     these labels were judged (else None) the correlation of labels and of controls on other images, each with
-    its standard error, ``discoveries`` among the ``judged_units``, and ``true_share``, the share of true
-    labels among the ``selective_units``, and with them shuffled.
+    its standard error, ``discoveries`` among the ``judged_units`` and those of the controls, and
+    ``true_share``, the share of true labels among the ``selective_units``, and with them shuffled.
 
     Raises:
         InputError: as :func:`labels_to_compare`.
@@ -156,14 +172,18 @@ def _judgement(judged: Evaluation) -> Row:
     mean, truth = judged.mean("correlation"), judged.truth
     row = {f"correlation_{name}": mean[name] for name in _MEANS} | {
         "discoveries": judged.discoveries,
+        **{f"discoveries_{name}": count for name, count in judged.by_control.items()},
         "judged_units": judged.scored,
         "judge": f"{judged.judge}{' (circular)' if judged.circular else ''} on {judged.probe}",
+        "judge_identity": judged.judge_identity,
     }
     if truth is None:
         return row
     return row | {
         "true_share": truth.true_share,
+        "true_error": truth.true_error,
         "shuffled_share": truth.shuffled_share,
+        "shuffled_error": truth.shuffled_error,
         "selective_units": truth.selective,
     }
 
@@ -252,10 +272,11 @@ def _labels_differ(identities: list[dict[str, Any]]) -> list[str]:
 
 
 def _judges_differ(comparison: pd.DataFrame) -> list[str]:
-    judges = comparison["judge"].dropna().unique().tolist() if "judge" in comparison else []
-    if len(judges) < 2:
+    if "judge" not in comparison or comparison["judge_identity"].nunique() < 2:
         return []
-    return [f"correlations on other images do not compare: judged by {' / '.join(judges)}"]
+    judges = comparison["judge"].dropna().unique().tolist()
+    changed = ", or the images, of other content" if len(judges) < 2 else ""
+    return [f"correlations on other images do not compare: judged by {' / '.join(judges)}{changed}"]
 
 
 def _paired_tests(comparison: pd.DataFrame) -> list[str]:
