@@ -21,7 +21,7 @@ from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evalu
 from lwta.dissect.judged_layer import CONTROLS, Judge
 from lwta.dissect.label_scores import judge_generated, judge_layer
 from lwta.dissect.labelers import LayerData
-from lwta.dissect.labels import JUDGED, Labels, labels_for, read_labels, texts_of, write_labels
+from lwta.dissect.labels import JUDGED, Labels, labels_for, plain, read_labels, texts_of, write_labels
 from lwta.dissect.metrics import GENERATED, REPORTED, TOP, check_top
 from lwta.dissect.presence import rows_of
 from lwta.dissect.resampling import KEPT, kept_labels
@@ -46,10 +46,11 @@ def evaluate(
 
     Prints means over units, with standard errors, of the labels and of three that mean nothing: one constant
     label, the labels shuffled across units, a random concept. Writes evaluation.csv, a row for each unit, and
-    evaluation.json beside the labels, and the scores of each label into their table.
+    evaluation.json beside the labels, and the scores of each label into their table; into --out, with a table
+    of labels of its own, where --labels says where they are.
 
     Args:
-        labels: folder of the label table, where it is not the network's.
+        labels: folder of the label table, where it is not the network's (--run, or --out).
         probe: images to judge on, named as for label; where not given those that label --keep_back left,
             other images of the embedded world, or the run's test split.
         probe_args: further arguments of timm's dataset factory, as for label.
@@ -61,21 +62,23 @@ def evaluate(
     check_top(top)
     subject = open_subject(network)
     folder = Path(labels) if labels else subject.folder
+    out = subject.folder if labels and network.out else folder
     known, asked = _labels(subject, folder, network, run)
     images = held_out(subject, known, probe, probe_args)
     bench = _bench(subject, known, asked, judge, run, images, bool(resamples))
     table = discoveries(pd.concat(_judged(bench, top, resamples), ignore_index=True))
     found = _found(bench, table)
+    if not (found.scored or found.classes or (found.truth and found.truth.selective)):
+        told = "; ".join(f"{n:,} units, {reason}" for reason, n in found.unscored.items())
+        raise InputError(f"no label can be judged on {images.spec}, and nothing was written: {told}")
     every = read_labels(folder)  # layers of which only some units are labelled were not judged, and stay
     if every is None or every.identity != known.identity:
         raise InputError(f"the labels in {folder} were replaced while they were judged; judge them again")
-    write_evaluation(folder, found, table)
-    write_labels(folder, every._replace(table=_joined(every.table, table)))
+    write_evaluation(out, found, table)
+    write_labels(out, every._replace(table=_joined(every.table, table)))
     print(overview(found).to_string(index=False))
     print("\n".join(sentences(found)))
-    print(
-        f"wrote {folder}/evaluation.csv, evaluation.json, and the scores into labels.parquet and labels.csv"
-    )
+    print(f"wrote {out}/evaluation.csv, evaluation.json, and the scores into labels.parquet and labels.csv")
 
 
 class _Bench(NamedTuple):
@@ -114,7 +117,10 @@ def _labels(
     named = f"--run {network.run}" if network.run else f"--model {network.model}"
     known = labels_for(folder, subject.identity["weights"], whole=True)
     if known is None:
-        raise InputError(f"{folder} has no labels to judge; make them with dissect.py label {named}")
+        raise InputError(
+            f"{folder} has no labels to judge; make them with dissect.py label {named}"
+            + (f" --out {folder}, or name the folder of others with --labels" if network.out else "")
+        )
     asked = Question(subject, LabelOptions(**known.options), run)
     if asked.identity != known.identity:
         raise InputError(
@@ -146,15 +152,32 @@ def _bench(
     held = Question(subject, options, run, data=images.data, source=opened.source)
     generated = None
     if judge.generated:
+        if not Path(judge.generated).is_dir():
+            raise InputError(f"there is no folder {judge.generated} of generated images")
         options = LabelOptions(readout=kind, probe=judge.generated, similarity="cos")
         source = generated_source(Probe(subject, options))
         generated = Question(subject, options, run, source=source)
+        _say_not_generated(known, source.names, judge.generated)
     sites = subject.layers(list(known.units))
     for question in (held, generated, asked if again else None):
         if question is not None:
             question.observe(sites)
     say_broken(held, next(iter(sites)))
     return _Bench(subject, known, asked, held, opened, generated)
+
+
+def _say_not_generated(known: Labels, names: list[str], folder: str) -> None:
+    """Say which labels no images were generated of, and which images are of no label."""
+    made = {plain(name) for name in names}
+    labels = [label for label in texts_of(known.table) if label is not None]
+    without = [label for label in labels if plain(label) not in made]
+    if without:
+        print(
+            f"{folder} has no folder for the label of {len(without):,} units, such as {without[0]!r}",
+            file=sys.stderr,
+        )
+    if idle := [name for name in names if plain(name) not in {*map(plain, labels)}]:
+        print(f"{folder} has {len(idle):,} folders of no label, such as {idle[0]!r}", file=sys.stderr)
 
 
 def _judged(bench: _Bench, top: float, resamples: int) -> list[pd.DataFrame]:

@@ -13,6 +13,7 @@ from commands.question import Question
 from commands.sources import Source, content_hash, word_source
 from commands.subject import Subject
 from lwta.dissect.annotations import read_annotations
+from lwta.dissect.evaluation import FACTORS
 from lwta.dissect.judged_layer import FEWEST
 from lwta.dissect.labels import Labels, plain
 from lwta.dissect.store import digest
@@ -123,7 +124,7 @@ def open_judge(
     words = {name.casefold() for name in asked.source.names}
     presence = true_presence(probe.data)
     if presence is not None:
-        return Opened(_factors(presence, asked.source.names), "the factors of the embedded world")
+        return Opened(_factors(presence, asked.source.names), FACTORS)
     classes = class_names(subject.run) if own and subject.run else probe_classes(probe.data) or []
     if len(classes) >= 2 and words <= {name.casefold() for name in classes}:
         return Opened(

@@ -322,7 +322,7 @@ def unreachable(*args, **kwargs):
 def test_a_hub_that_cannot_be_reached_is_told_with_what_to_fetch_and_where_to_put_it(monkeypatch):
     put = (
         "download open_clip_config.json, the weights and the tokenizer of someone/clip elsewhere into one "
-        "folder and give it with --clip FOLDER"
+        "folder and give it with --clip FOLDER (of a judge --judge FOLDER)"
     )
     offline = refusal("hf-hub:someone/clip")
     assert offline.startswith("hf-hub:someone/clip cannot be fetched (")
@@ -344,7 +344,10 @@ def test_a_hub_that_breaks_off_before_the_weights_never_leaves_a_random_model(cl
 
 
 def test_the_weights_of_a_tag_that_cannot_be_fetched_are_named(architecture, tmp_path, monkeypatch):
-    put = "elsewhere and give the file with --clip ViT-B-32 --tag FILE"
+    put = (
+        "elsewhere and give the file with --clip ViT-B-32 --tag FILE "
+        "(of a judge --judge ViT-B-32 --judge_tag FILE)"
+    )
     offline = refusal("ViT-B-32", "laion2b_s34b_b79k")
     assert offline.endswith(
         f"; download open_clip_model.safetensors or its .bin from laion/CLIP-ViT-B-32-laion2B-s34B-b79K {put}"
@@ -359,7 +362,7 @@ def test_the_weights_of_a_tag_that_cannot_be_fetched_are_named(architecture, tmp
     monkeypatch.setitem(pretrained._PRETRAINED, architecture, {"old": {"url": "https://example.org/w.pt"}})
     message = refusal(architecture, "old")
     assert "the hub cannot be reached); download https://example.org/w.pt elsewhere" in message
-    assert message.endswith("give the file with --clip tiny-clip --tag FILE")
+    assert "give the file with --clip tiny-clip --tag FILE (of a judge" in message
 
 
 def test_a_tokenizer_of_a_missing_package_is_told(copy, monkeypatch):

@@ -295,24 +295,23 @@ def test_splits_of_one_table_that_overlap_are_refused(parquet_folder, tmp_path):
     for probe in ("train", "train[25:35]"):
         message = refused(dissect.main, ["evaluate", f"--run={table.folder}", f"--probe={probe}"])
         assert f"labels were chosen from validate, which shares images with {probe}" in message
-    dissect.main(["evaluate", f"--run={table.folder}", "--resamples=0"])  # the test split shares none
+    # The test split shares none, and is small.
+    message = refused(dissect.main, ["evaluate", f"--run={table.folder}", "--resamples=0"])
+    assert "no label can be judged on test" in message
 
 
 # --- what judges ---------------------------------------------------------------------------------
 
 
-def test_classes_judge_labels_that_are_classes_on_the_test_split(colours, tmp_path):
-    run = Path(shutil.copytree(colours, tmp_path / "colours"))
-    table, found = judge(run)
-    assert (found.judge, found.probe, found.images, found.truth) == ("the images' classes", "test", 24, None)
-    # Of 24 images eight are of each class, fewer than ten.
-    assert set(table["unscored"].dropna()) <= {"no label", "8 images show it, fewer than 10"}
-    _, found = judge(run, "--probe=validate")
-    few = [
-        reason for reason in found.unscored if reason.startswith("too few images show it, fewer than 10 (")
-    ]
-    assert len(few) == 1
-    assert repr(table["label"].dropna().iloc[0]) in few[0]
+def test_classes_judge_labels_that_are_classes(by_colour, more):
+    table, found = judge(by_colour, f"--probe={more}")
+    assert (found.judge, found.probe, found.images) == ("the images' classes", str(more), 48)
+    assert found.truth is None
+    assert set(table["unscored"].dropna()) == {"no label"}
+    # Of the 24 images of the test split eight are of each class, fewer than ten.
+    message = refused(dissect.main, ["evaluate", f"--run={by_colour}"])
+    assert "no label can be judged on test, and nothing was written: " in message
+    assert f"units, too few images show it, fewer than 10 ({table['label'].dropna().iloc[0]!r}" in message
 
 
 @pytest.fixture
@@ -431,9 +430,12 @@ def test_generated_images_of_each_concept_may_judge_too(by_colour, more, tmp_pat
     assert (judged == table["label"].isin(["red", "green"])).all()
     row = found.mean("generated_auroc")
     assert (row["units"], row["label"]) == (judged.sum(), pytest.approx(table["generated_auroc"].mean()))
-    said = capsys.readouterr().out
+    said, said_aside = capsys.readouterr()
     assert "generated_auroc" in said
     assert "generated_mad" in said
+    count = (~judged & table["label"].notna()).sum()
+    told = f"{tmp_path / 'made'} has no folder for the label of {count} units, such as 'blue'"
+    assert told in said_aside
     (tmp_path / "loose").mkdir()
     coloured_image(COLOURS["red"], rng).save(tmp_path / "loose" / "a.png")
     message = refused(
@@ -508,6 +510,7 @@ def test_any_network_is_judged_where_images_are_named(toys, capsys):
         (["--judge=shapes", "--annotations=a.csv"], "give either annotations or a judge"),
         (["--judge=nothing"], "open_clip knows no model 'nothing'"),
         (["--annotations=none.csv"], "there is no table of annotations none.csv"),
+        (["--generated=nowhere"], "there is no folder nowhere of generated images"),
         (["--labels=nowhere"], "nowhere has no labels to judge"),
     ],
 )
@@ -541,18 +544,45 @@ def test_labels_of_other_weights_are_not_judged(run):
     assert "was made from other weights" in refused(dissect.main, ["evaluate", f"--run={run}"])
 
 
-@pytest.mark.parametrize("scored", [0, 1])
+def test_where_no_label_can_be_judged_that_is_said_and_nothing_is_written(run):
+    judge(run, f"--probe={OTHERS}")
+    before = {path: path.read_bytes() for path in run.glob("*.*")}
+    message = refused(dissect.main, ["evaluate", f"--run={run}", "--probe=validation[100:108]"])
+    assert "no label can be judged on validation[100:108], and nothing was written: " in message
+    assert "too few images show it, fewer than 10 (" in message
+    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+
+
+def test_a_second_judgement_goes_into_a_folder_of_its_own(run, tmp_path):
+    judge(run, f"--probe={OTHERS}")
+    before = {path: path.read_bytes() for path in run.glob("*.*")}
+    dissect.main(
+        ["evaluate", f"--run={run}", f"--labels={run}", f"--out={tmp_path / 'two'}", "--judge=shapes",
+         f"--probe={OTHERS}", "--shown=0.2", "--resamples=0"]
+    )  # fmt: skip
+    assert {path: path.read_bytes() for path in run.glob("*.*")} == before
+    labels = read_labels(tmp_path / "two")
+    assert labels is not None
+    found = read_evaluation(tmp_path / "two", labels.identity)
+    assert found is not None
+    assert found.circular
+    message = refused(dissect.main, ["evaluate", f"--run={run}", f"--out={tmp_path / 'none'}"])
+    assert f"--out {tmp_path / 'none'}, or name the folder of others with --labels" in message
+
+
+@pytest.mark.parametrize("scored", [1, 2])
 def test_pages_and_comparisons_stand_where_hardly_a_label_could_be_judged(run, scored, capsys):
     labels = read_labels(run)
-    place = judge(run, f"--probe={OTHERS}")[0]["correlation"].first_valid_index()
-    label = [text if scored and k == place else None for k, text in enumerate(labels.table["label"])]
+    places = judge(run, f"--probe={OTHERS}")[0]["correlation"].dropna().index[:scored]
+    label = [text if k in places else None for k, text in enumerate(labels.table["label"])]
     write_labels(run, labels._replace(table=labels.table.assign(label=label)))
     _, found = judge(run, f"--probe={OTHERS}")
     assert found.scored == scored
     dissect.main(["report", f"--run={run}"])
     dissect.main(["compare", str(run), f"--out={run / 'compared'}"])
     said = capsys.readouterr().out
-    assert f"{scored} of {scored}" in said
+    *_, told = [line for line in said.splitlines() if line.startswith("better than chance, of labels judged")]
+    assert told.endswith(f" of {scored}")
 
 
 def test_words_are_compared_without_regard_to_case_by_judge_and_truth_alike(run):

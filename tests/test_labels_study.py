@@ -87,7 +87,9 @@ def study(tmp_path):
     """A study of two networks with rows that were made up."""
     study = Study("toy", "runs", {name: None for name in ("gelu", "lwta")}, str(tmp_path))  # type: ignore[arg-type]
     keys = [{"variant": "gelu", "seed": 0}] + [{"variant": "lwta", "seed": seed} for seed in (0, 1)]
-    measured = {f"{m} {n}{e}": 0.25 for m in REPORTED for n in ("label", *CONTROLS) for e in ("", "_error")}
+    measured = {
+        f"{m} {n}{e}": 0.25 for m in REPORTED for n in ("label", *CONTROLS, "ahead") for e in ("", "_error")
+    }
     counts = {"units": 40, "labelled": 30, "scored": 20, "selective": 10, "distinct": 7.0, "fires on": 0.5}
     counts |= {"mean_auroc": 0.75, "true_share": 0.5, "shuffled_share": np.nan}
     rows = [
@@ -129,22 +131,23 @@ def test_the_tables_hold_the_means_over_seeds(study, tmp_path):
     summary, network, *labels = cells(text, "| lwta |")
     expected = {
         "seeds": "2", "top-1": "96.9 %", "labelled": "75 %", "fires on": "50 %",
-        "correlation, cls": "0.500 ± 0.250", "of every unit": "0.250 ± 0.125", "at its top 4%": "",
-        "with a true label (shuffled)": "12 % (0 %)", "carry nine tenths": "12 of 16",
+        "correlation, cls": "0.500 ± 0.250", "at its top 4%": "",
+        "of every unit": "0.250 ± 0.125 (0.125 ± 0.000)",
+        "with a true label": "12.5 ± 0.0 % (0.0 ± 0.0 %)", "carry nine tenths": "12 of 16",
     }  # fmt: skip
     assert expected.items() <= summary.items()
     assert network["overlap within / between classes"] == "0.12 / 0.12"
     assert len(labels) == 5 + 3  # labels of two readouts by two similarities, of patches by one; similarities
     assert all(row["correlation"] == "0.500 ± 0.250" for row in labels[:5])
     assert all(row["selective"] == "25 %" and row["distinct"] == "7" for row in labels[:5])
-    assert labels[5]["cos_cubed"] == "0.500 ± 0.250 (0.250)"
+    assert labels[5]["cos_cubed"] == "0.250 ± 0.000 (0.000)"  # over shuffled; the constant one is no better
     assert (tmp_path / "toy.png").stat().st_size > 10_000
 
 
 def test_the_error_of_one_seed_is_over_units_of_layers_alike(study):
     (summary, *_) = cells(write_tables(study).read_text(), "| gelu |")
     assert summary["correlation, cls"] == f"0.250 ± {np.hypot(0.25, 0.25) / 2:.3f}"
-    assert summary["at its top 4%"] == summary["correlation, cls"]
+    assert summary["at its top 4%"] == f"{summary['correlation, cls']} ({summary['shuffled']})"
 
 
 def test_units_without_a_score_count_as_zero_among_all():
@@ -162,23 +165,27 @@ def test_units_without_a_score_count_as_zero_among_all():
         | {"units": 40, "labelled": 30, "scored": scored, "selective": 0, "true_share": np.nan}
         | {"shuffled_share": np.nan, "correlation label": kept.mean()}
         | {"correlation label_error": kept.std(ddof=1) / scored**0.5}
+        | {"correlation shuffled": 0.5, "correlation shuffled_error": 0.0, "correlation constant": 0.6}
         for layer, (scored, kept) in enumerate([(30, values[0][:30]), (8, values[1][:8])])
     ]
     (found,) = layers_alike(pd.DataFrame(rows)).to_dict("records")
-    assert found["every unit"] == pytest.approx(np.mean([each.mean() for each in values]))
+    assert found["every unit label"] == pytest.approx(np.mean([each.mean() for each in values]))
+    assert found["every unit shuffled"] == pytest.approx(0.5 * (30 + 8) / 80)
+    assert found["constant over"] == pytest.approx(0.1)
     errors = [each.std(ddof=1) / 40**0.5 for each in values]
-    assert found["every unit_error"] == pytest.approx(np.hypot(*errors) / 2)
+    assert found["every unit label_error"] == pytest.approx(np.hypot(*errors) / 2)
     assert (found["true of all"], found["labelled"]) == (0, 0.75)
 
 
 def test_a_layer_without_a_score_is_not_left_out_of_a_mean():
     row = {"variant": "a", "seed": 0, "readout": "cls", "similarity": "cos", "reading": "all", "units": 4}
     row |= {"labelled": 0, "selective": 0, "true_share": np.nan, "shuffled_share": np.nan}
+    row |= {f"correlation {name}": 0.0 for name in ("shuffled", "shuffled_error", "constant")}
     known = {"layer": "b", "scored": 4, "correlation label": 0.5, "correlation label_error": 0.1}
     none = {"layer": "a", "scored": 0, "correlation label": np.nan, "correlation label_error": np.nan}
     (found,) = layers_alike(pd.DataFrame([row | known, row | none])).to_dict("records")
     assert np.isnan(found["correlation label"])
-    assert found["every unit"] == pytest.approx(0.25)
+    assert found["every unit label"] == pytest.approx(0.25)
 
 
 class Pictures:

@@ -16,8 +16,8 @@ _FIRST = "cos_cubed"  # the similarity shown for every network beside soft_wpmi
 _NOTE = """Made by `python -m benchmarks.labels table`. Means over the units of a layer that could be judged,
 then over layers, each alike, and over seeds. Plus or minus the standard error: over seeds where there are
 several, over the units of the one network where there is one, which leaves out how trainings differ.
-*Shuffled*, *constant* and *random* are labels that mean nothing. What each column is:
-[docs/study.md](../../../docs/study.md)."""
+*Shuffled*, *constant* and *random* are labels that mean nothing; numbers in brackets are of labels
+shuffled. What each column is: [docs/study.md](../../../docs/study.md)."""
 
 
 def write_tables(study: Study) -> Path:
@@ -45,7 +45,7 @@ def write_tables(study: Study) -> Path:
     for readout in readouts:
         part = whole[(whole["readout"] == readout) & (whole["reading"] == "all")]
         parts += [
-            f"## Correlation by similarity (with labels shuffled), readout {readout}",
+            f"## Correlation over shuffled labels by similarity (so the constant label's), readout {readout}",
             _table(_similarities(order, part)),
         ]
     page = folder / f"{study.name}.md"
@@ -69,11 +69,14 @@ def layers_alike(labels: pd.DataFrame) -> pd.DataFrame:
         share = told.pop(f"{name}_share").fillna(0) * told["selective"] / units
         told[f"{name} of all"] = share
         told[f"{name} of all_error"] = (share * (1 - share) / (units - 1)) ** 0.5
-    mean, error = (told[f"correlation label{end}"].fillna(0) for end in ("", "_error"))
-    squares = error**2 * scored * (scored - 1).clip(lower=0) + scored * mean**2
-    every = mean * scored / units
-    told["every unit"] = every
-    told["every unit_error"] = ((squares - units * every**2) / (units - 1) / units).clip(lower=0) ** 0.5
+    for name in ("label", "shuffled"):
+        mean, error = (told[f"correlation {name}{end}"].fillna(0) for end in ("", "_error"))
+        squares = error**2 * scored * (scored - 1).clip(lower=0) + scored * mean**2
+        every = mean * scored / units
+        variance = (squares - units * every**2) / (units - 1)
+        told[f"every unit {name}"] = every
+        told[f"every unit {name}_error"] = (variance / units).clip(lower=0) ** 0.5
+    told["constant over"] = told["correlation constant"] - told["correlation shuffled"]
     for name in ("selective", "labelled"):
         told[name] = told[name] / units
     numbers = [name for name in told.select_dtypes("number") if name not in key]
@@ -103,9 +106,19 @@ def _percent(rows: pd.DataFrame, column: str, digits: int = 0) -> str:
     return "" if math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
+def _beside(rows: pd.DataFrame, what: str) -> str:
+    """Mean of the labels, and in brackets of labels shuffled, each with its error."""
+    return f"{_pm(rows, f'{what} label')} ({_pm(rows, f'{what} shuffled')})"
+
+
 def _true(rows: pd.DataFrame) -> str:
     """Units with a true label, of all; and with labels shuffled."""
-    return f"{_percent(rows, 'true of all')} ({_percent(rows, 'shuffled of all')})"
+    parts = []
+    for name in ("true of all", "shuffled of all"):
+        values = rows[name]
+        error = values.sem() if len(rows) > 1 else float(rows[f"{name}_error"].iloc[0])
+        parts.append(f"{100 * values.mean():.1f} ± {100 * error:.1f} %")
+    return f"{parts[0]} ({parts[1]})"
 
 
 def _summary(
@@ -127,12 +140,10 @@ def _summary(
         f"correlation, {readouts[0]}": _pm(first, "correlation label"),
         "shuffled": _pm(first, "correlation shuffled"),
         "constant": _pm(first, "correlation constant"),
-        "of every unit": _pm(first, "every unit"),
-        **{f"at its {name}": _pm(part, "correlation label") for name, part in narrow.items()},
-        f"correlation, {readouts[1]} (shuffled)": (
-            f"{_pm(second, 'correlation label')} ({second['correlation shuffled'].mean():.3f})"
-        ),
-        "with a true label (shuffled)": _true(first),
+        "of every unit": _beside(first, "every unit"),
+        **{f"at its {name}": _beside(part, "correlation") for name, part in narrow.items()},
+        f"correlation, {readouts[1]}": _beside(second, "correlation"),
+        "with a true label": _true(first),
         "carry nine tenths": f"{own['units for 90 %'].mean():.0f}{_of(own['contribute'].mean())}",
     }
 
@@ -173,7 +184,7 @@ def _labels(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
                     "shuffled AUROC": areas[1],
                     "selective": _percent(part, "selective"),
                     "best AUROC": f"{part['mean_auroc'].mean():.3f}",
-                    "with a true label (shuffled)": _true(part),
+                    "with a true label": _true(part),
                     "labelled": _percent(part, "labelled"),
                     "distinct": f"{part['distinct'].mean():.0f}",
                 }
@@ -186,7 +197,7 @@ def _similarities(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
     for variant in order:
         own = rows[rows["variant"] == variant].groupby("similarity", sort=False)
         cells = {
-            str(name): f"{_pm(part, 'correlation label')} ({part['correlation shuffled'].mean():.3f})"
+            str(name): f"{_pm(part, 'correlation ahead')} ({part['constant over'].mean():.3f})"
             for name, part in own
         }
         found.append({"network": variant} | cells)

@@ -52,6 +52,8 @@ def read_annotations(path: str | Path, images: Sequence[str]) -> Annotations:
             f"{path} has no column {IMAGE!r}; it has {', '.join(map(str, table.columns[:5]))}. Give the file "
             "name of each image, or its number in a set without names"
         )
+    if nameless := len(table) - len(table.dropna(subset=[IMAGE])):
+        raise InputError(f"{path} has {nameless:,} rows without an {IMAGE}; remove them")
     table[IMAGE] = table[IMAGE].astype("string")
     wide = _pivoted(path, table) if CONCEPT in table else _wide(path, table)
     listed = set(wide.index.tolist())
@@ -83,13 +85,18 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _wide(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    twice = table.loc[table[IMAGE].duplicated(), IMAGE]
-    if len(twice):
-        raise InputError(f"{path} lists the image {twice.iloc[0]!r} twice; keep one row")
     wide = table.set_index(IMAGE)
     for name, kind in wide.dtypes.items():
+        if str(name).startswith("Unnamed: "):
+            raise InputError(f"the column {name!r} of {path} is numbers of rows; write it with index=False")
         if kind.kind not in "biuf":
-            raise InputError(f"the column {name!r} of {path} is no presence, 0 to 1; remove it")
+            raise InputError(
+                f"the column {name!r} of {path} is no presence, 0 to 1; remove it, or call it {CONCEPT!r} "
+                "where each row tells of one"
+            )
+    twice = wide.index[wide.index.duplicated()]
+    if len(twice):
+        raise InputError(f"{path} lists the image {twice[0]!r} twice; keep one row")
     if not len(wide.columns):
         raise InputError(f"{path} has no column but {IMAGE!r}; give a column for each concept")
     return _checked(path, wide.astype("float64"))
@@ -99,7 +106,8 @@ def _pivoted(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     other = [str(name) for name in table if name not in (IMAGE, CONCEPT, PRESENT)]
     if other:
         raise InputError(
-            f"{path} has the column {other[0]!r} beside {IMAGE}, {CONCEPT} and {PRESENT}; remove it"
+            f"{path} has the column {other[0]!r} beside {IMAGE}, {CONCEPT} and {PRESENT}; "
+            + ("remove it" if PRESENT in table else f"call it {PRESENT!r} where it tells that, or remove it")
         )
     table[CONCEPT] = table[CONCEPT].astype("string")
     listed = table.dropna(subset=[CONCEPT])

@@ -171,11 +171,14 @@ def _refusal(name: str, tag: str | None, error: Exception) -> str:
         hub = weights.get("hf_hub", "").rstrip("/")
         source = f"open_clip_model.safetensors or its .bin from {hub}" if hub else weights.get("url", "")
     if "://" in source or not name.startswith("hf-hub:"):
-        put = f"download {source} elsewhere and give the file with --clip {name} --tag FILE"
+        put = (
+            f"download {source} elsewhere and give the file with --clip {name} --tag FILE (of a judge "
+            f"--judge {name} --judge_tag FILE)"
+        )
     else:
         put = (
             f"download open_clip_config.json, the weights and the tokenizer of {source} elsewhere into one "
-            "folder and give it with --clip FOLDER"
+            "folder and give it with --clip FOLDER (of a judge --judge FOLDER)"
         )
     return f"{name} cannot be fetched ({reason}); {put}"
 

@@ -16,6 +16,7 @@ from lwta.dissect.store import write_whole
 from lwta.dissect.truth import PairScore, TruthScore
 from lwta.errors import InputError
 
+FACTORS = "the factors of the embedded world"  # as a judge
 #: Of a mean: itself and its standard error.
 COLUMNS = [name for kind in ("label", *CONTROLS, "ahead") for name in (kind, f"{kind}_error")]
 
@@ -147,7 +148,9 @@ def sentences(found: Evaluation) -> list[str]:
     ]
     if kept:
         said.append(f"a label stays the same in {' and in '.join(kept)}")
-    return said + [str(part) for part in (found.truth, found.pairs, found.classes) if part is not None]
+    own = "" if found.judge == FACTORS else f"by {FACTORS}, not the judge: "
+    said += [f"{own}{part}" for part in (found.truth, found.pairs) if part is not None]
+    return said + ([] if found.classes is None else [str(found.classes)])
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -28,7 +28,8 @@ class TruthScore(NamedTuple):
             one without a label counts as false.
         shuffled_share: the same, expected when these labels are shuffled across these units. Both are NaN
             where no unit is selective.
-        mean_auroc: of the units' best concepts, over all units: how selective they are.
+        mean_auroc: of the units' best concepts, over all units: how selective they are; NaN where no concept
+            is shown, and lacked, by ten images.
         true_error, shuffled_error, auroc_error: standard errors, over units.
     """
 
@@ -44,7 +45,7 @@ class TruthScore(NamedTuple):
     def __str__(self) -> str:
         told = (
             f"{self.selective} selective units, {self.not_selective} not selective, mean best AUROC "
-            f"{plus_minus(self.mean_auroc, self.auroc_error)}"
+            + plus_minus(self.mean_auroc, self.auroc_error)
         )
         if not self.selective:
             return f"{told}; no label can be judged"
@@ -166,7 +167,7 @@ def score_labels(
     selective = truth.any(1)
     count = int(selective.sum())
     own, shuffled = shares(_hits(truth[selective], told[selective]))
-    best = scores.amax(1).double()
+    best = scores.amax(1).double() if scores.any() else scores.new_full((1,), math.nan)  # no concept counts
     error = float(best.std() / len(best) ** 0.5) if len(best) > 1 else math.nan
     shares_of = own[0], shuffled[0], float(best.mean()), own[1], shuffled[1]
     return TruthScore(count, len(truth) - count, *shares_of, error)

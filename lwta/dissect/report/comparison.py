@@ -272,7 +272,7 @@ def _labels_differ(identities: list[dict[str, Any]]) -> list[str]:
 
 
 def _judges_differ(comparison: pd.DataFrame) -> list[str]:
-    if "judge" not in comparison or comparison["judge_identity"].nunique() < 2:
+    if "judge" not in comparison or len(comparison["judge_identity"].dropna().unique().tolist()) < 2:
         return []
     judges = comparison["judge"].dropna().unique().tolist()
     changed = ", or the images, of other content" if len(judges) < 2 else ""
