@@ -22,9 +22,10 @@ from lwta.dissect.judged_layer import CONTROLS, Judge
 from lwta.dissect.label_scores import judge_generated, judge_layer
 from lwta.dissect.labelers import LayerData
 from lwta.dissect.labels import JUDGED, Labels, labels_for, plain, read_labels, texts_of, write_labels
-from lwta.dissect.metrics import GENERATED, REPORTED, TOP, check_top
+from lwta.dissect.metrics import GENERATED, REPORTED
 from lwta.dissect.presence import rows_of
 from lwta.dissect.resampling import KEPT, kept_labels
+from lwta.dissect.responses import TOP, check_top
 from lwta.dissect.store import digest
 from lwta.dissect.truth import pairs_of, score_labels, score_pairs
 from lwta.errors import InputError

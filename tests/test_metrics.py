@@ -10,7 +10,8 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score, ro
 from torchmetrics.functional import pearson_corrcoef
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from lwta.dissect.metrics import METRICS, REPORTED, Responses, Shown, measure, p_values
+from lwta.dissect.metrics import METRICS, REPORTED, measure, p_values
+from lwta.dissect.responses import Responses, Shown
 from lwta.errors import InputError
 
 EXACT = {"rel": 0, "abs": 1e-6}

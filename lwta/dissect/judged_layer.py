@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from lwta.dissect.labels import plain
-from lwta.dissect.metrics import REPORTED, Responses, Shown, measure, p_values
+from lwta.dissect.metrics import REPORTED, measure, p_values
 from lwta.dissect.presence import Presence
+from lwta.dissect.responses import Responses, Shown
 
 CONTROLS = ("constant", "shuffled", "random")
 FEWEST = 10  # images with the concept, and without

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from lwta.dissect.judged_layer import CONTROLS, Judge, JudgedLayer
 from lwta.dissect.labels import texts_of
-from lwta.dissect.metrics import GENERATED, REPORTED, TOP
+from lwta.dissect.metrics import GENERATED, REPORTED
 from lwta.dissect.presence import Matrix
+from lwta.dissect.responses import TOP
 from lwta.errors import InputError
 
 DRAWS = 10  # of labels dealt out anew, and of random concepts

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lwta.dissect.metrics import METRICS, Responses, Shown, measure
+from lwta.dissect.metrics import METRICS, measure
+from lwta.dissect.responses import Responses, Shown
 from lwta.errors import InputError
 
 FREQUENCIES = (0.499, 0.1, 0.01, 0.001)
