@@ -44,8 +44,10 @@ def main() -> None:
     shown = (rng.random((args.images, args.concepts)) < 0.05).astype(np.float32)
     images = rng.standard_normal((args.images, 512), dtype=np.float32)
     cosines = Cosines(images, torch.from_numpy(rng.standard_normal((args.concepts, 512), dtype=np.float32)))
+    gaps = np.where(rng.random(shown.shape) < 0.01, np.nan, shown).astype(np.float32)
     judges = {
         "annotations": Judge(names, Matrix(shown)),
+        "annotations, 1 in 100 unknown": Judge(names, Matrix(gaps)),
         "another CLIP": Judge(names, cosines, 0.05),
     }
     took = dict.fromkeys([*judges, "resamples"], 0.0)

@@ -175,6 +175,19 @@ def test_no_metric_depends_on_the_order_of_the_images_or_on_other_units():
         np.testing.assert_allclose(alone[name], whole[name][5:6], atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["dense", "competing", "few levels", "saturating"])
+def test_some_units_on_some_images_are_as_if_there_were_no_others(kind):
+    rng = np.random.default_rng(6)
+    values, units, images = kinds(kind, rng), rng.random(24) < 0.5, rng.random(300) < 0.7
+    clear = rng.random((units.sum(), images.sum())) < 0.2
+    shown = Shown(clear.astype(np.float32), clear)
+    part, alone = Responses(values, 0.1).part(units, images), Responses(values[np.ix_(images, units)], 0.1)
+    found, expected = (measure(a, shown, list(METRICS)) | {"p": p_values(a, shown)} for a in (part, alone))
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-12)
+    np.testing.assert_array_equal(part.strong, alone.strong)
+
+
 def test_zeros_of_a_unit_that_fired_rarely_are_no_response():
     values = np.zeros((100, 3))
     values[:3, 0], values[:40, 1], values[:, 2] = [3, 2, 1], 1, np.arange(100)

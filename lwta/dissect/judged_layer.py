@@ -119,9 +119,9 @@ class JudgedLayer:
             "shuffled": [rng.permutation(own) for _ in range(draws)],
             "random": [rng.choice(pool, len(units)) for _ in range(draws)],
         }
-        found = self._measured(a, units, own, test=True)
+        found = self._measured(a, own, test=True)
         for control, labels in chosen.items():
-            each = [self._measured(a, units, concepts, test=not i) for i, concepts in enumerate(labels)]
+            each = [self._measured(a, concepts, test=not i) for i, concepts in enumerate(labels)]
             found |= {f"{control}_{m}": _mean([one[m] for one in each]) for m in REPORTED}
             found[f"{control}_p_value"] = each[0]["p_value"]
         mine = correlation[np.arange(len(units)), own]
@@ -129,19 +129,21 @@ class JudgedLayer:
         found["concepts"], found["shown"] = np.full(len(units), len(pool)), self.shown[own]
         return found
 
-    def _measured(
-        self, a: Responses, units: np.ndarray, concepts: np.ndarray, test: bool = False
-    ) -> dict[str, np.ndarray]:
+    def _measured(self, a: Responses, concepts: np.ndarray, test: bool = False) -> dict[str, np.ndarray]:
         """Metrics of units, each for its concept, on the images where that is known."""
         different, turn = np.unique(concepts, return_inverse=True)
         looked = self._look(different)
-        found = _with_test(a, Shown(looked.graded[turn], looked.clear[turn]), test)
-        for k in np.flatnonzero(~looked.known.all(1)):
-            mine, known = turn == k, looked.known[k]
-            part = Responses(self.values[np.ix_(known, units[mine])], self.top)
-            shape = (int(mine.sum()), 1)
-            shown = Shown(np.tile(looked.graded[k, known], shape), np.tile(looked.clear[k, known], shape))
-            for name, value in _with_test(part, shown, test).items():
+        whole = looked.known.all(1)
+        if whole.all():
+            return _with_test(a, Shown(looked.graded[turn], looked.clear[turn]), test)
+        names = [*REPORTED, "p_value"] if test else REPORTED
+        found = {name: np.full(len(concepts), np.nan) for name in names}
+        groups = [(whole[turn], np.ones(looked.known.shape[1], bool))] if whole.any() else []
+        groups += [(turn == k, looked.known[k]) for k in np.flatnonzero(~whole)]
+        for mine, known in groups:
+            rows = np.ix_(turn[mine], known)
+            shown = Shown(looked.graded[rows], looked.clear[rows])
+            for name, value in _with_test(a.part(mine, known), shown, test).items():
                 found[name][mine] = value
         return found
 

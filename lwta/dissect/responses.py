@@ -26,6 +26,7 @@ class Responses:
             images are no response. The strongest are taken in any case.
 
     Attributes:
+        top: as given.
         values: (D, N), float64.
         centred: (D, N), less the unit's mean.
         ranks: (D, N), from 1; equal values share their mean.
@@ -43,12 +44,24 @@ class Responses:
 
     def __init__(self, values: np.ndarray, top: float = TOP) -> None:
         check_top(top)
-        self.values = np.ascontiguousarray(values.T, dtype=np.float64)
-        if not np.isfinite(self.values).all():
+        rows = np.ascontiguousarray(values.T, dtype=np.float64)
+        if not np.isfinite(rows).all():
             raise InputError("values hold NaN or infinity, by which nothing can be judged")
-        images = self.values.shape[1]
+        self._describe(rows, (-rows).argsort(axis=1), top)
+
+    def part(self, units: np.ndarray, images: np.ndarray) -> "Responses":
+        """Those of some units on some of the images, bool (D,) and (N,), without sorting anew."""
+        order = self.order[units]
+        place = images.cumsum() - 1  # of each image among those
+        left = place[order[images[order]]].reshape(len(order), -1)
+        found = object.__new__(Responses)
+        found._describe(self.values[np.ix_(units, images)], left, self.top)
+        return found
+
+    def _describe(self, values: np.ndarray, order: np.ndarray, top: float) -> None:
+        self.values, self.order, self.top = values, order, top
+        images = values.shape[1]
         self.centred = self.values - self.values.mean(1, keepdims=True)
-        self.order = (-self.values).argsort(axis=1)
         higher, self.above = _groups(np.take_along_axis(self.values, self.order, 1))
         self.ranks = self._in_place(images + (1 - self.above - higher) / 2)
         self.constant = self.above[:, 0] == images
