@@ -67,7 +67,7 @@ class JudgedLayer:
         """Images that show each concept and that do not, and its correlation with every unit, (D, k)."""
         looked = self._look(np.array(concepts))
         count = looked.clear.sum(1), (looked.known & ~looked.clear).sum(1)
-        whole = looked.known.all(1)
+        whole: np.ndarray = np.all(looked.known, axis=1)
         found = np.full((self.values.shape[1], len(concepts)), np.nan, np.float32)
         found[:, whole] = _correlations(self.values, looked.graded[whole])
         if not whole.all():
@@ -133,7 +133,7 @@ class JudgedLayer:
         """Metrics of units, each for its concept, on the images where that is known."""
         different, turn = np.unique(concepts, return_inverse=True)
         looked = self._look(different)
-        whole = looked.known.all(1)
+        whole: np.ndarray = np.all(looked.known, axis=1)
         if whole.all():
             return _with_test(a, Shown(looked.graded[turn], looked.clear[turn]), test)
         names = [*REPORTED, "p_value"] if test else REPORTED
