@@ -78,7 +78,8 @@ def test_the_page_shows_what_the_table_says(reported):
     assert score is not None
     assert score.truth is not None
     assert " ".join(sentences(score)).replace("-", MINUS) in page.text.replace("-", MINUS)
-    assert f"true labels, of selective units {100 * score.truth.true_share:.2f} %" in page.text
+    told = f"{100 * score.truth.true_share:.1f} % ± {100 * score.truth.true_error:.1f}"
+    assert f"true labels, of selective units {told}" in page.text
     assert reported.said.endswith(f"page: {reported.run / 'report' / 'index.html'}\n")
     assert page.text.startswith("a & b a & b Layers")
 
@@ -89,7 +90,8 @@ def test_the_numbers_of_the_table_lie_beside_the_pages(reported):
     shown = reported.pages["index.html"].text
     assert f"top-1, argmax {100 * row['top1_argmax']:.2f} % [" in shown
     assert f"dead units, competing {row['dead_units']} of {row['units']} " in shown
-    assert f"selective units {100 * row['true_share']:.2f} %" in shown
+    told = f"{100 * row['true_share']:.1f} % ± {100 * row['true_error']:.1f}"
+    assert f"true labels, of selective units {told}" in shown
 
 
 def test_the_layer_and_all_rows_of_the_label_table_are_on_the_page(reported):
