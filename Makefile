@@ -27,8 +27,9 @@ quickstart: .venv/installed
 	$(BIN)/python dissect.py evaluate --run $(RUN)
 	$(BIN)/python dissect.py report --run $(RUN)
 
+# Tests of one file stay together as far as can be, for what they share is made once by each process.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 # Times into benchmarks/results/speed.md, half an hour with nothing else running; PUBLISHED=CLONE, of
 # github.com/konpanousis/DISCOVER, compares with the published layer.
