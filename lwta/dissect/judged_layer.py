@@ -59,12 +59,13 @@ class JudgedLayer:
             self._pass(range(k, min(k + _CONCEPTS, len(judge.names))))
             for k in range(0, len(judge.names), _CONCEPTS)
         ]
-        self.shown, self.lacking = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-        self.correlation = np.concatenate([part[2] for part in parts], 1)
+        self.shown, self.lacking, self.whole = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        self.correlation = np.concatenate([part[3] for part in parts], 1)
         self.usable = (self.shown >= FEWEST) & (self.lacking >= FEWEST)
 
-    def _pass(self, concepts: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images that show each concept and that do not, and its correlation with every unit, (D, k)."""
+    def _pass(self, concepts: range) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Of each concept the images that show it and that do not, whether it is known of all, and its
+        correlation with every unit, (D, k)."""
         looked = self._look(np.array(concepts))
         count = looked.clear.sum(1), (looked.known & ~looked.clear).sum(1)
         whole: np.ndarray = np.all(looked.known, axis=1)
@@ -72,7 +73,7 @@ class JudgedLayer:
         found[:, whole] = _correlations(self.values, looked.graded[whole])
         if not whole.all():
             found[:, ~whole] = _correlations_with_gaps(self.values, looked.graded[~whole])
-        return *count, found
+        return *count, whole, found
 
     def _look(self, concepts: np.ndarray) -> _Looked:
         index = torch.from_numpy(concepts)
@@ -119,44 +120,63 @@ class JudgedLayer:
             "shuffled": [rng.permutation(own) for _ in range(draws)],
             "random": [rng.choice(pool, len(units)) for _ in range(draws)],
         }
-        found = self._measured(a, own, test=True)
-        for control, labels in chosen.items():
-            each = [self._measured(a, concepts, test=not i) for i, concepts in enumerate(labels)]
-            found |= {f"{control}_{m}": _mean([one[m] for one in each]) for m in REPORTED}
-            found[f"{control}_p_value"] = each[0]["p_value"]
+        counts = [1, *(len(labels) for labels in chosen.values())]
+        first = np.cumsum([0, *counts])[:-1]
+        every = self._measured(a, np.stack([own, *sum(chosen.values(), [])]), first)
+        found: dict[str, np.ndarray] = {}
+        for start, row, count in zip(["", *(f"{c}_" for c in chosen)], first, counts, strict=True):
+            found |= {f"{start}{m}": _mean(every[m][row : row + count]) for m in REPORTED}
+            found[f"{start}p_value"] = every["p_value"][row]
         mine = correlation[np.arange(len(units)), own]
         found["place"] = 1 + (correlation[:, pool] > mine[:, None]).sum(1)
         found["concepts"], found["shown"] = np.full(len(units), len(pool)), self.shown[own]
         return found
 
-    def _measured(self, a: Responses, concepts: np.ndarray, test: bool = False) -> dict[str, np.ndarray]:
-        """Metrics of units, each for its concept, on the images where that is known."""
-        different, turn = np.unique(concepts, return_inverse=True)
-        looked = self._look(different)
-        whole: np.ndarray = np.all(looked.known, axis=1)
-        if whole.all():
-            return _with_test(a, Shown(looked.graded[turn], looked.clear[turn]), test)
-        names = [*REPORTED, "p_value"] if test else REPORTED
-        found = {name: np.full(len(concepts), np.nan) for name in names}
-        groups = [(whole[turn], np.ones(looked.known.shape[1], bool))] if whole.any() else []
-        groups += [(turn == k, looked.known[k]) for k in np.flatnonzero(~whole)]
-        for mine, known in groups:
-            rows = np.ix_(turn[mine], known)
-            shown = Shown(looked.graded[rows], looked.clear[rows])
-            for name, value in _with_test(a.part(mine, known), shown, test).items():
-                found[name][mine] = value
+    def _measured(self, a: Responses, labelings: np.ndarray, tested: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of units, each for its concept, on the images where that is known.
+
+        Args:
+            a: of D units.
+            labelings: (L, D), concepts.
+            tested: those of the L that p_value is found of.
+
+        Returns:
+            Name -> (L, D).
+        """
+        found = {name: np.full(labelings.shape, np.nan) for name in (*REPORTED, "p_value")}
+        everywhere = np.ones(len(self.seen), bool)
+        for row, concepts in enumerate(labelings):
+            mine = self.whole[concepts]
+            if not mine.any():
+                continue
+            different, turn = np.unique(concepts[mine], return_inverse=True)
+            looked = self._look(different)
+            part = a if mine.all() else a.part(mine, everywhere)
+            for name, value in _scores(part, looked.graded[turn], looked.clear[turn], row in tested).items():
+                found[name][row, mine] = value
+        # What a concept with gaps is known of is its own, so its units of all labelings are taken together.
+        gappy = np.unique(labelings[~self.whole[labelings]])
+        for start in range(0, len(gappy), _CONCEPTS):
+            concepts = gappy[start : start + _CONCEPTS]
+            for concept, graded, clear, known in zip(concepts, *self._look(concepts), strict=True):
+                rows, units = np.nonzero(labelings == concept)
+                different, turn = np.unique(units, return_inverse=True)
+                shown = (np.broadcast_to(of[known], (len(different), known.sum())) for of in (graded, clear))
+                test = bool(np.isin(rows, tested).any())
+                for name, value in _scores(a.part(different, known), *shown, test).items():
+                    found[name][rows, units] = value[turn]
         return found
 
 
-def _mean(draws: list[np.ndarray]) -> np.ndarray:
-    """Over the draws that could be scored; NaN where none could."""
-    values = np.stack(draws)
+def _mean(values: np.ndarray) -> np.ndarray:
+    """Over the draws that could be scored, (draws, D) to (D,); NaN where none could."""
     known = ~np.isnan(values)
     total = np.where(known, values, 0).sum(0)
     return np.divide(total, known.sum(0), out=np.full(len(total), np.nan), where=known.any(0))
 
 
-def _with_test(a: Responses, c: Shown, test: bool) -> dict[str, np.ndarray]:
+def _scores(a: Responses, graded: np.ndarray, clear: np.ndarray, test: bool) -> dict[str, np.ndarray]:
+    c = Shown(graded, clear)
     return measure(a, c) | ({"p_value": p_values(a, c)} if test else {})
 
 

@@ -50,7 +50,12 @@ class Responses:
         self._describe(rows, (-rows).argsort(axis=1), top)
 
     def part(self, units: np.ndarray, images: np.ndarray) -> "Responses":
-        """Those of some units on some of the images, bool (D,) and (N,), without sorting anew."""
+        """Those of some units on some of the images without sorting anew.
+
+        Args:
+            units: bool (D,), or their numbers.
+            images: bool (N,).
+        """
         order = self.order[units]
         place = images.cumsum() - 1  # of each image among those
         left = place[order[images[order]]].reshape(len(order), -1)
