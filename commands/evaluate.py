@@ -222,11 +222,12 @@ def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
         images=len(seen),
         units=len(table),
         scored=int(np.isfinite(table["correlation"].to_numpy(dtype=float)).sum()),
-        unscored=_unscored(table),
+        unscored=_unscored(table, "unscored"),
         discoveries=found_true(""),
         by_control={control: found_true(f"{control}_") for control in CONTROLS},
         means=means(table, (*REPORTED, *generated, *kept)).to_dict("records"),
         classes=class_units(bench.subject, bench.known, bench.asked),
+        unscored_generated=_unscored(table, "generated_unscored") if generated else None,
     )
     presence = true_presence(bench.held.probe.data)
     if presence is None:
@@ -237,14 +238,14 @@ def _found(bench: _Bench, table: pd.DataFrame) -> Evaluation:
     return found._replace(truth=score_labels(*told), pairs=score_pairs(*told, pairs))
 
 
-def _unscored(table: pd.DataFrame) -> dict[str, int]:
+def _unscored(table: pd.DataFrame, column: str) -> dict[str, int]:
     """Units that are not judged by reason, which names some of the labels where it lies with these."""
-    without = table.dropna(subset=["unscored"])
-    reasons = without["unscored"].str.replace(r"^\d+ images", "too few images", regex=True)
+    without = table.dropna(subset=[column])
+    reasons = without[column].str.replace(r"^\d+ images", "too few images", regex=True)
     found = {}
     for reason, part in without.groupby(reasons, sort=False):
         words = part["label"].dropna().unique().tolist()
-        of_label = str(reason).startswith(("the label", "too few")) and words
+        of_label = str(reason).startswith(("the label", "too few", "no images")) and words
         said = ", ".join(map(repr, words[:3])) + (", ..." if len(words) > 3 else "")
         found[f"{reason} ({said})" if of_label else str(reason)] = len(part)
     return found

@@ -42,6 +42,16 @@ def test_a_long_table_of_what_is_shown_says_that_the_rest_is_not(tmp_path, suffi
     assert found.missing == ["b.png"]
 
 
+def test_texts_of_a_csv_are_as_written_and_missing_numbers_missing(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("image,concept,present\n007,None,1\n007,NA,0\n8,nan,NA\n8,None,0\n")
+    found = read_annotations(path, ["007", "8"])
+    assert sorted(found.names) == ["NA", "None", "nan"]
+    presence = pd.DataFrame(found.presence, ["007", "8"], found.names).fillna(-1)
+    assert presence.loc["007", ["NA", "None", "nan"]].tolist() == [0, 1, -1]
+    assert presence.loc["8", ["NA", "None", "nan"]].tolist() == [-1, 0, -1]
+
+
 def test_an_image_that_shows_nothing_was_looked_at(tmp_path):
     table = {"image": ["a.png", "b.png", "c.png"], "concept": ["red", None, None]}
     found = read_annotations(written(tmp_path, table), IMAGES)

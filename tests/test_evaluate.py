@@ -286,9 +286,27 @@ def test_generated_images_are_held_against_those_judged_on_and_not_against_each_
         assert found["generated_auroc"][unit] == pytest.approx(expected)
         mad = (own.mean() - others.mean()) / others.std(ddof=1)
         assert found["generated_mad"][unit] == pytest.approx(mad, rel=1e-5)
-    assert found.loc[2:].isna().all(axis=None)  # nine images are too few, and one unit has no label
+    assert found.pop("generated_unscored").fillna("").tolist() == [
+        "",
+        "",
+        "9 images show it, fewer than 10",
+        "no label",
+    ]
+    assert found.loc[2:].isna().all(axis=None)
     assert not found.loc[:1].isna().any(axis=None)
     names = [
         f"{start}generated_{m}" for start in ("", *(f"{c}_" for c in CONTROLS)) for m in ("auroc", "mad")
     ]
     assert sorted(found.columns) == sorted(names)
+
+
+def test_a_unit_that_is_constant_but_for_generated_images_is_missing_and_not_zero():
+    rng = np.random.default_rng(5)
+    values, made = np.zeros((60, 2), np.float32), rng.random((12, 2)).astype(np.float32)
+    values[:, 1] = rng.random(60)
+    found = judge_generated(table(["red", "red"]), values, made, ["red"], np.ones((12, 1), bool))
+    assert found["generated_unscored"].fillna("").tolist() == [
+        "the same value on every image judged on",
+        "",
+    ]
+    assert found.drop(columns="generated_unscored").isna().all(axis=1).tolist() == [True, False]

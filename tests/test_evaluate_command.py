@@ -418,23 +418,38 @@ def test_labels_that_are_pairs_are_judged_by_pairs(run):
 
 def test_generated_images_of_each_concept_may_judge_too(by_colour, more, tmp_path, capsys):
     rng = np.random.default_rng(9)
-    for name in ("red", "green"):  # blue was forgotten
+    for name, count in (("red", 12), ("green", 9)):  # blue was forgotten
         (tmp_path / "made" / name).mkdir(parents=True)
-        for i in range(12):
+        for i in range(count):
             coloured_image(COLOURS[name], rng).save(tmp_path / "made" / name / f"{i}.png")
     plain, _ = judge(by_colour, f"--probe={more}")
     table, found = judge(by_colour, f"--probe={more}", f"--generated={tmp_path / 'made'}")
     pd.testing.assert_frame_equal(table[plain.columns], plain)
     judged = table["generated_auroc"].notna()
-    assert set(table.loc[judged, "label"]) == {"red", "green"}
-    assert (judged == table["label"].isin(["red", "green"])).all()
+    assert set(table.loc[judged, "label"]) == {"red"}
+    assert (judged == (table["label"] == "red")).all()
+    few, none, unlabelled = (
+        (table["label"] == "green").sum(),
+        (table["label"] == "blue").sum(),
+        table["label"].isna().sum(),
+    )
+    reasons = {
+        "too few images show it, fewer than 10 ('green')": few,
+        "no images were generated of the label ('blue')": none,
+        "no label": unlabelled,
+    }
+    assert found.unscored_generated == {reason: n for reason, n in reasons.items() if n}
+    assert few
+    assert none
     row = found.mean("generated_auroc")
     assert (row["units"], row["label"]) == (judged.sum(), pytest.approx(table["generated_auroc"].mean()))
     said, said_aside = capsys.readouterr()
     assert "generated_auroc" in said
     assert "generated_mad" in said
-    count = (~judged & table["label"].notna()).sum()
-    told = f"{tmp_path / 'made'} has no folder for the label of {count} units, such as 'blue'"
+    (line,) = [line for line in said.splitlines() if line.startswith("not judged by generated images: ")]
+    assert f"{few} units, too few images show it, fewer than 10 ('green')" in line
+    assert f"{none} units, no images were generated of the label ('blue')" in line
+    told = f"{tmp_path / 'made'} has no folder for the label of {none} units, such as 'blue'"
     assert told in said_aside
     (tmp_path / "loose").mkdir()
     coloured_image(COLOURS["red"], rng).save(tmp_path / "loose" / "a.png")

@@ -69,7 +69,7 @@ def read_annotations(path: str | Path, images: Sequence[str]) -> Annotations:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    readers = {".csv": _read_csv, ".parquet": pd.read_parquet}
     if path.suffix not in readers:
         raise InputError(f"{path} is no table of annotations; it ends in .csv or .parquet")
     try:
@@ -82,6 +82,13 @@ def _read(path: Path) -> pd.DataFrame:
     if not len(table):
         raise InputError(f"{path} holds no row")
     return table
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """A table whose texts are as written, only empty ones missing: "None" is a concept, "007" an image."""
+    own = {"usecols": lambda name: name in (IMAGE, CONCEPT), "dtype": str}
+    texts = pd.read_csv(path, **own, keep_default_na=False, na_values=[""])
+    return pd.read_csv(path).assign(**texts)
 
 
 def _wide(path: Path, table: pd.DataFrame) -> pd.DataFrame:

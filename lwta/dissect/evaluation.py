@@ -40,6 +40,7 @@ class Evaluation(NamedTuple):
             where other images and concepts are drawn are of them where that was tried.
         truth, pairs: where the concepts of the images are known by construction.
         classes: of a layer whose units are classes.
+        unscored_generated: as unscored, by generated images; None without these.
     """
 
     labels: dict[str, Any]
@@ -57,6 +58,7 @@ class Evaluation(NamedTuple):
     truth: TruthScore | None = None
     pairs: PairScore | None = None
     classes: ClassScore | None = None
+    unscored_generated: dict[str, int] | None = None
 
     def mean(self, metric: str) -> dict[str, Any]:
         """The row of :attr:`means` of a metric over all layers."""
@@ -134,10 +136,12 @@ def sentences(found: Evaluation) -> list[str]:
         f"{found.discoveries:,} of those labels are better than chance, at a false discovery rate of "
         f"{RATE:g}; so are {_listed(found.by_control)}",
     ]
-    if found.unscored:
-        said.append(
-            "not judged: " + "; ".join(f"{n:,} units, {reason}" for reason, n in found.unscored.items())
-        )
+    for what, reasons in (
+        ("not judged", found.unscored),
+        ("not judged by generated images", found.unscored_generated),
+    ):
+        if reasons:
+            said.append(f"{what}: " + "; ".join(f"{n:,} units, {reason}" for reason, n in reasons.items()))
     told = {row["metric"]: found.mean(row["metric"]) for row in found.means}
     draws = zip(KEPT, ("images", "concepts that hold it"), strict=True)
     kept = [

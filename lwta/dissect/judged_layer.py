@@ -1,6 +1,7 @@
 """A layer before a judge: which of its labels can be scored, and their metrics beside those of controls."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from lwta.dissect.responses import Responses, Shown
 
 CONTROLS = ("constant", "shuffled", "random")
 FEWEST = 10  # images with the concept, and without
+UNKNOWN = "the label is no concept of the judge"
 
 _CONCEPTS = 512  # looked at together
 _NOTHING = 1e-12  # of a variance of 1, the last bits of sums
@@ -96,7 +98,7 @@ class JudgedLayer:
             if label is None:
                 return "no label"
             if k < 0:
-                return "the label is no concept of the judge"
+                return UNKNOWN
             if self.constant[unit]:
                 return "the same value on every image"
             if self.shown[k] < FEWEST:
@@ -122,7 +124,7 @@ class JudgedLayer:
         }
         counts = [1, *(len(labels) for labels in chosen.values())]
         first = np.cumsum([0, *counts])[:-1]
-        every = self._measured(a, np.stack([own, *sum(chosen.values(), [])]), first)
+        every = self._measured(a, np.stack([own, *chain(*chosen.values())]), first)
         found: dict[str, np.ndarray] = {}
         for start, row, count in zip(["", *(f"{c}_" for c in chosen)], first, counts, strict=True):
             found |= {f"{start}{m}": _mean(every[m][row : row + count]) for m in REPORTED}
@@ -161,9 +163,8 @@ class JudgedLayer:
             for concept, graded, clear, known in zip(concepts, *self._look(concepts), strict=True):
                 rows, units = np.nonzero(labelings == concept)
                 different, turn = np.unique(units, return_inverse=True)
-                shown = (np.broadcast_to(of[known], (len(different), known.sum())) for of in (graded, clear))
-                test = bool(np.isin(rows, tested).any())
-                for name, value in _scores(a.part(different, known), *shown, test).items():
+                part, test = a.part(different, known), bool(np.isin(rows, tested).any())
+                for name, value in _scores(part, graded[known], clear[known], test).items():
                     found[name][rows, units] = value[turn]
         return found
 
@@ -176,7 +177,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _scores(a: Responses, graded: np.ndarray, clear: np.ndarray, test: bool) -> dict[str, np.ndarray]:
-    c = Shown(graded, clear)
+    c = Shown(*(np.broadcast_to(of, a.values.shape) for of in (graded, clear)))
     return measure(a, c) | ({"p_value": p_values(a, c)} if test else {})
 
 

@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lwta.dissect.judged_layer import CONTROLS, Judge, JudgedLayer
+from lwta.dissect.judged_layer import CONTROLS, UNKNOWN, Judge, JudgedLayer
 from lwta.dissect.labels import texts_of
 from lwta.dissect.metrics import GENERATED, REPORTED
 from lwta.dissect.presence import Matrix
 from lwta.dissect.responses import TOP
 from lwta.errors import InputError
 
+_SAME = "the same value on every image judged on"
 DRAWS = 10  # of labels dealt out anew, and of random concepts
 
 
@@ -102,7 +103,9 @@ def judge_generated(
         draws, seed: as in :func:`judge_layer`.
 
     Returns:
-        A row for each unit, in order: generated_auroc and generated_mad, and those of each control.
+        A row for each unit, in order: generated_auroc and generated_mad, those of each control, and
+        generated_unscored, why there is nothing of this: such as a unit that has the same value on all images
+        judged on, of which published code makes a MAD of 0.
     """
     # What was made of other concepts is left out, as what nobody looked at.
     presence = np.concatenate([np.zeros((len(values), len(names))), np.where(shown, 1, np.nan)])
@@ -111,7 +114,11 @@ def judge_generated(
     plain = [name.removeprefix("generated_") for name in GENERATED]
     own = dict(zip(plain, GENERATED, strict=True))
     controls = {f"{c}_{name}": f"{c}_{new}" for c in CONTROLS for name, new in own.items()}
-    return pd.DataFrame({new: found[name] for name, new in (own | controls).items()})
+    judged = pd.DataFrame({new: found[name] for name, new in (own | controls).items()})
+    unscored = found["unscored"].replace(UNKNOWN, "no images were generated of the label")
+    unscored = unscored.mask(unscored.isna() & (np.ptp(values, axis=0) == 0), _SAME)
+    judged.loc[unscored.notna().to_numpy()] = np.nan
+    return judged.assign(generated_unscored=unscored)
 
 
 def _columns() -> list[str]:
