@@ -36,7 +36,7 @@ test: .venv/installed
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.speed run $(if $(PUBLISHED),--published $(PUBLISHED))
 
-# Everything docs/study.md says; CIFAR10=FOLDER for its photographs. By its rows three hours of training, two runs at a
+# Everything docs/study.md says; CIFAR10=FOLDER for its photographs. By its rows six hours of training, two runs at a
 # time, with labelling after it. What has a row is not done again.
 study: .venv/installed
 	$(BIN)/python -m benchmarks.accuracy fit benchmarks/labels/embedded.yaml . --jobs 2

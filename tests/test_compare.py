@@ -137,6 +137,7 @@ def test_true_labels_are_shown_where_these_labels_of_a_run_were_judged(runs, cap
     assert line(said, "better than chance, of labels judged") == ["7 of 9"]
     assert line(said, "better than chance, one label for all") == ["2 of 9"]
     assert line(said, "better than chance, labels shuffled") == ["1 of 9"]
+    assert line(said, "better than chance, random concepts") == ["0 of 9"]
     found = numbers(runs[0].parent)
     assert found["true_share"].fillna(-1).tolist() == [0.375, -1]
     assert found["shuffled_share"].fillna(-1).tolist() == [0.1, -1]

@@ -131,23 +131,30 @@ def test_the_tables_hold_the_means_over_seeds(study, tmp_path):
     summary, network, *labels = cells(text, "| lwta |")
     expected = {
         "seeds": "2", "top-1": "96.9 %", "labelled": "75 %", "fires on": "50 %",
-        "correlation, cls": "0.500 ± 0.250", "at its top 4%": "",
+        "correlation, cls": "0.500 ± 0.250",
         "of every unit": "0.250 ± 0.125 (0.125 ± 0.000)",
         "with a true label": "12.5 ± 0.0 % (0.0 ± 0.0 %)", "carry nine tenths": "12 of 16",
     }  # fmt: skip
     assert expected.items() <= summary.items()
     assert network["overlap within / between classes"] == "0.12 / 0.12"
-    assert len(labels) == 5 + 3  # labels of two readouts by two similarities, of patches by one; similarities
+    assert (
+        len(labels) == 5 + 9
+    )  # labels of two readouts by two similarities, of patches by one; over controls
     assert all(row["correlation"] == "0.500 ± 0.250" for row in labels[:5])
-    assert all(row["selective"] == "25 %" and row["distinct"] == "7" for row in labels[:5])
-    assert labels[5]["cos_cubed"] == "0.250 ± 0.000 (0.000)"  # over shuffled; the constant one is no better
+    assert all(row["selective"] == "25.0 ± 0.0 %" and row["distinct"] == "7" for row in labels[:5])
+    # Of shuffled labels the rows hold the differences; those of the others are made for the tables.
+    assert [row["cos_cubed"] for row in labels[5:8]] == ["0.250 ± 0.000", "0.250 ± 0.250", "0.250 ± 0.250"]
     assert (tmp_path / "toy.png").stat().st_size > 10_000
 
 
 def test_the_error_of_one_seed_is_over_units_of_layers_alike(study):
-    (summary, *_) = cells(write_tables(study).read_text(), "| gelu |")
-    assert summary["correlation, cls"] == f"0.250 ± {np.hypot(0.25, 0.25) / 2:.3f}"
-    assert summary["at its top 4%"] == f"{summary['correlation, cls']} ({summary['shuffled']})"
+    text = write_tables(study).read_text()
+    (summary, *others), (narrow, *_) = cells(text, "| gelu |"), cells(text, "| gelu, at its top 4% |")
+    alone = f"0.250 ± {np.hypot(0.25, 0.25) / 2:.3f}"
+    assert {summary[name] for name in ("correlation, cls", *CONTROLS)} == {alone}
+    assert {narrow[name] for name in ("correlation", *CONTROLS, "AUROC", "constant AUROC")} == {alone}
+    over = [row["cos_cubed"] for row in others if "cos_cubed" in row][:3]
+    assert over == [alone, "0.000 ± 0.250", "0.000 ± 0.250"]
 
 
 def test_units_without_a_score_count_as_zero_among_all():
@@ -166,12 +173,21 @@ def test_units_without_a_score_count_as_zero_among_all():
         | {"shuffled_share": np.nan, "correlation label": kept.mean()}
         | {"correlation label_error": kept.std(ddof=1) / scored**0.5}
         | {"correlation shuffled": 0.5, "correlation shuffled_error": 0.0, "correlation constant": 0.6}
+        | {"correlation constant_error": 0.03, "correlation random": 0.1, "correlation random_error": 0.0}
+        | {"correlation ahead": kept.mean() - 0.5, "correlation ahead_error": 0.01}
         for layer, (scored, kept) in enumerate([(30, values[0][:30]), (8, values[1][:8])])
     ]
     (found,) = layers_alike(pd.DataFrame(rows)).to_dict("records")
     assert found["every unit label"] == pytest.approx(np.mean([each.mean() for each in values]))
     assert found["every unit shuffled"] == pytest.approx(0.5 * (30 + 8) / 80)
-    assert found["constant over"] == pytest.approx(0.1)
+    assert found["over constant"] == pytest.approx(
+        np.mean([values[0][:30].mean(), values[1][:8].mean()]) - 0.6
+    )
+    each = [values[k][:n].std(ddof=1) / n**0.5 for k, n in enumerate((30, 8))]
+    assert found["over constant_error"] == pytest.approx(
+        np.hypot(*(np.hypot(error, 0.03) for error in each)) / 2
+    )
+    assert found["over random_error"] == pytest.approx(np.hypot(*each) / 2)
     errors = [each.std(ddof=1) / 40**0.5 for each in values]
     assert found["every unit label_error"] == pytest.approx(np.hypot(*errors) / 2)
     assert (found["true of all"], found["labelled"]) == (0, 0.75)
@@ -180,7 +196,8 @@ def test_units_without_a_score_count_as_zero_among_all():
 def test_a_layer_without_a_score_is_not_left_out_of_a_mean():
     row = {"variant": "a", "seed": 0, "readout": "cls", "similarity": "cos", "reading": "all", "units": 4}
     row |= {"labelled": 0, "selective": 0, "true_share": np.nan, "shuffled_share": np.nan}
-    row |= {f"correlation {name}": 0.0 for name in ("shuffled", "shuffled_error", "constant")}
+    controls = [f"{name}{end}" for name in (*CONTROLS, "ahead") for end in ("", "_error")]
+    row |= {f"correlation {name}": 0.0 for name in controls}
     known = {"layer": "b", "scored": 4, "correlation label": 0.5, "correlation label_error": 0.1}
     none = {"layer": "a", "scored": 0, "correlation label": np.nan, "correlation label_error": np.nan}
     (found,) = layers_alike(pd.DataFrame([row | known, row | none])).to_dict("records")

@@ -13,11 +13,13 @@ from lwta.dissect.judged_layer import CONTROLS
 
 _KEY = ["variant", "seed"]
 _FIRST = "cos_cubed"  # the similarity shown for every network beside soft_wpmi
+_TITLES = {"shuffled": "shuffled labels", "constant": "the constant label", "random": "random concepts"}
 _NOTE = """Made by `python -m benchmarks.labels table`. Means over the units of a layer that could be judged,
 then over layers, each alike, and over seeds. Plus or minus the standard error: over seeds where there are
 several, over the units of the one network where there is one, which leaves out how trainings differ.
 *Shuffled*, *constant* and *random* are labels that mean nothing; numbers in brackets are of labels
-shuffled. What each column is: [docs/study.md](../../../docs/study.md)."""
+shuffled. Readout `patches` is of the last layer alone. What each column is:
+[docs/study.md](../../../docs/study.md)."""
 
 
 def write_tables(study: Study) -> Path:
@@ -33,7 +35,7 @@ def write_tables(study: Study) -> Path:
         f"# Labels of the networks of [{study.name}.yaml](../../labels/{study.name}.yaml)",
         _NOTE,
         f"## Summary, labels by {_FIRST}",
-        _table([_summary(name, readouts[:2], whole, networks) for name in order]),
+        _table([_summary(name, readouts[0], whole, networks) for name in order]),
         "## Networks",
         _table([_network(networks[networks["variant"] == name]) for name in order]),
     ]
@@ -44,10 +46,9 @@ def write_tables(study: Study) -> Path:
                 parts += [f"## Labels by {similarity}, readout {readout}", _table(_labels(order, part))]
     for readout in readouts:
         part = whole[(whole["readout"] == readout) & (whole["reading"] == "all")]
-        parts += [
-            f"## Correlation over shuffled labels by similarity (so the constant label's), readout {readout}",
-            _table(_similarities(order, part)),
-        ]
+        for control, title in _TITLES.items():
+            title = f"## Correlation over {title} by similarity, readout {readout}"
+            parts += [title, _table(_similarities(order, part, control))]
     page = folder / f"{study.name}.md"
     page.write_text("\n\n".join(parts) + "\n")
     _plot(order, readouts[:2], whole, folder / f"{study.name}.png")
@@ -76,9 +77,17 @@ def layers_alike(labels: pd.DataFrame) -> pd.DataFrame:
         variance = (squares - units * every**2) / (units - 1)
         told[f"every unit {name}"] = every
         told[f"every unit {name}_error"] = (variance / units).clip(lower=0) ** 0.5
-    told["constant over"] = told["correlation constant"] - told["correlation shuffled"]
+    told["over shuffled"], told["over shuffled_error"] = (
+        told["correlation ahead"],
+        told["correlation ahead_error"],
+    )
+    for name in ("constant", "random"):  # of these the rows have no differences unit by unit
+        told[f"over {name}"] = told["correlation label"] - told[f"correlation {name}"]
+        squares = (told[f"correlation {what}_error"] ** 2 for what in ("label", name))
+        told[f"over {name}_error"] = sum(squares) ** 0.5
     for name in ("selective", "labelled"):
         told[name] = told[name] / units
+    told["selective_error"] = (told["selective"] * (1 - told["selective"]) / (units - 1)) ** 0.5
     numbers = [name for name in told.select_dtypes("number") if name not in key]
     errors = [name for name in numbers if name.endswith("_error")]
     groups = told.groupby(key, sort=False)
@@ -93,12 +102,19 @@ def _table(rows: list[dict[str, str]]) -> str:
     return "\n".join(["| " + " | ".join(names) + " |", "|" + "---|" * len(names), *lines])
 
 
-def _pm(rows: pd.DataFrame, column: str) -> str:
-    """Mean over the seeds, each a row, with its error."""
+def _mean(rows: pd.DataFrame, column: str) -> tuple[float, float]:
+    """Mean over the seeds, each a row, and its error."""
     values = rows[column]
-    return plus_minus(
-        values.mean(), values.sem() if len(rows) > 1 else float(rows[f"{column}_error"].iloc[0])
-    )
+    return values.mean(), values.sem() if len(rows) > 1 else float(rows[f"{column}_error"].iloc[0])
+
+
+def _pm(rows: pd.DataFrame, column: str) -> str:
+    return plus_minus(*_mean(rows, column))
+
+
+def _share(rows: pd.DataFrame, column: str) -> str:
+    mean, error = _mean(rows, column)
+    return f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
 def _percent(rows: pd.DataFrame, column: str, digits: int = 0) -> str:
@@ -106,44 +122,27 @@ def _percent(rows: pd.DataFrame, column: str, digits: int = 0) -> str:
     return "" if math.isnan(share) else f"{100 * share:.{digits}f} %"
 
 
-def _beside(rows: pd.DataFrame, what: str) -> str:
-    """Mean of the labels, and in brackets of labels shuffled, each with its error."""
-    return f"{_pm(rows, f'{what} label')} ({_pm(rows, f'{what} shuffled')})"
-
-
 def _true(rows: pd.DataFrame) -> str:
     """Units with a true label, of all; and with labels shuffled."""
-    parts = []
-    for name in ("true of all", "shuffled of all"):
-        values = rows[name]
-        error = values.sem() if len(rows) > 1 else float(rows[f"{name}_error"].iloc[0])
-        parts.append(f"{100 * values.mean():.1f} ± {100 * error:.1f} %")
-    return f"{parts[0]} ({parts[1]})"
+    return f"{_share(rows, 'true of all')} ({_share(rows, 'shuffled of all')})"
 
 
-def _summary(
-    variant: str, readouts: list[str], whole: pd.DataFrame, networks: pd.DataFrame
-) -> dict[str, str]:
-    """What the study is read by; the first readout is the one that counts units."""
+def _summary(variant: str, readout: str, whole: pd.DataFrame, networks: pd.DataFrame) -> dict[str, str]:
+    """What the study is read by, of one readout."""
     own = networks[networks["variant"] == variant]
     rows = whole[(whole["variant"] == variant) & (whole["similarity"] == _FIRST)]
-    told = {key: part for key, part in rows.groupby(["readout", "reading"], sort=False)}
-    first, second = (told[(readout, "all")] for readout in readouts)
-    narrow = {key[1]: part for key, part in told.items() if key[0] == readouts[0] and key[1] != "all"}
+    rows = rows[(rows["readout"] == readout) & (rows["reading"] == "all")]
     return {
         "network": variant,
         "seeds": str(own["seed"].nunique()),
         "top-1": _percent(own, "validate top1 argmax", 1),
         "active": _percent(own, "validate active, competing sites", 1),
-        "labelled": _percent(first, "labelled"),
-        "fires on": _percent(first, "fires on"),
-        f"correlation, {readouts[0]}": _pm(first, "correlation label"),
-        "shuffled": _pm(first, "correlation shuffled"),
-        "constant": _pm(first, "correlation constant"),
-        "of every unit": _beside(first, "every unit"),
-        **{f"at its {name}": _beside(part, "correlation") for name, part in narrow.items()},
-        f"correlation, {readouts[1]}": _beside(second, "correlation"),
-        "with a true label": _true(first),
+        "labelled": _percent(rows, "labelled"),
+        "fires on": _percent(rows, "fires on"),
+        f"correlation, {readout}": _pm(rows, "correlation label"),
+        **{name: _pm(rows, f"correlation {name}") for name in CONTROLS},
+        "of every unit": f"{_pm(rows, 'every unit label')} ({_pm(rows, 'every unit shuffled')})",
+        "with a true label": _true(rows),
         "carry nine tenths": f"{own['units for 90 %'].mean():.0f}{_of(own['contribute'].mean())}",
     }
 
@@ -173,17 +172,14 @@ def _labels(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
     for variant in order:
         mine = rows[rows["variant"] == variant]
         for reading, part in mine.groupby("reading", sort=False):
-            correlations = {name: _pm(part, f"correlation {name}") for name in CONTROLS}
-            areas = [_pm(part, f"auroc {name}") for name in ("label", "shuffled")]
             found.append(
                 {
                     "network": variant + ("" if reading == "all" else f", at its {reading}"),
                     "correlation": _pm(part, "correlation label"),
-                    **correlations,
-                    "AUROC": areas[0],
-                    "shuffled AUROC": areas[1],
-                    "selective": _percent(part, "selective"),
-                    "best AUROC": f"{part['mean_auroc'].mean():.3f}",
+                    **{name: _pm(part, f"correlation {name}") for name in CONTROLS},
+                    "AUROC": _pm(part, "auroc label"),
+                    **{f"{name} AUROC": _pm(part, f"auroc {name}") for name in CONTROLS},
+                    "selective": _share(part, "selective"),
                     "with a true label": _true(part),
                     "labelled": _percent(part, "labelled"),
                     "distinct": f"{part['distinct'].mean():.0f}",
@@ -192,15 +188,11 @@ def _labels(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
     return found
 
 
-def _similarities(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
+def _similarities(order: list[str], rows: pd.DataFrame, control: str) -> list[dict[str, str]]:
     found = []
     for variant in order:
         own = rows[rows["variant"] == variant].groupby("similarity", sort=False)
-        cells = {
-            str(name): f"{_pm(part, 'correlation ahead')} ({part['constant over'].mean():.3f})"
-            for name, part in own
-        }
-        found.append({"network": variant} | cells)
+        found.append({"network": variant} | {str(name): _pm(part, f"over {control}") for name, part in own})
     return found
 
 
@@ -222,13 +214,17 @@ def _plot(order: list[str], readouts: list[str], rows: pd.DataFrame, path: Path)
 
 def _panel(axes: Axes, order: list[str], rows: pd.DataFrame) -> None:
     read = {name: part.groupby("variant") for name, part in rows.groupby("reading", sort=False)}
-    mean = read["all"].mean(numeric_only=True).reindex(order)
-    between = read["all"]["correlation label"].sem().reindex(order)  # NaN of a single seed
-    errors = between.fillna(mean["correlation label_error"])
     places = range(len(order))
-    axes.bar(places, mean["correlation label"], yerr=errors, color="0.8", ecolor="0.3")
+
+    def told(reading: str, what: str) -> tuple[pd.Series, pd.Series]:
+        mean = read[reading].mean(numeric_only=True).reindex(order)
+        between = read[reading][f"correlation {what}"].sem().reindex(order)  # NaN of a single seed
+        return mean[f"correlation {what}"], between.fillna(mean[f"correlation {what}_error"])
+
+    mean, error = told("all", "label")
+    axes.bar(places, mean, yerr=error, color="0.8", ecolor="0.3")
     for control, marker in zip(CONTROLS, "o^x", strict=True):
-        axes.plot(places, mean[f"correlation {control}"], marker, label=control, markersize=5)
-    for (name, part), marker in zip([one for one in read.items() if one[0] != "all"], "Dv", strict=False):
-        narrow = part["correlation label"].mean().reindex(order)
-        axes.plot(places, narrow, marker, color="0.3", label=f"read at its {name}", markersize=5)
+        axes.errorbar(places, *told("all", control), fmt=marker, label=control, markersize=5)
+    for reading, marker in zip([name for name in read if name != "all"], "Dv", strict=False):
+        dark = {"color": "0.3", "label": f"read at its {reading}"}
+        axes.errorbar(places, *told(reading, "label"), fmt=marker, markersize=5, **dark)

@@ -101,6 +101,7 @@ _JUDGED_LINES: dict[str, Callable[[Row], str]] = {
             ("", "of labels judged"),
             ("_constant", "one label for all"),
             ("_shuffled", "labels shuffled"),
+            ("_random", "random concepts"),
         )
     },
 }
