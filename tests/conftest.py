@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything reads it: no test asks a hub
-if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):  # they share the cores out
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
 import jaxtyping
 import numpy as np
@@ -25,6 +23,12 @@ from tests.browser import browser
 from tests.studies import study
 
 __all__ = ["browser", "study"]  # fixtures, for any test that names them
+
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # They and the processes they begin share the cores out. A plugin may have loaded torch before, which then
+    # does not read the variable any more.
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 SPLITS = {"train": 48, "validation": 24, "test": 24}
 COLOURS = {"blue": (30, 60, 200), "green": (40, 170, 60), "red": (200, 40, 40)}
