@@ -17,7 +17,7 @@ from commands.probe import Probe
 from commands.question import Question
 from commands.subject import Subject, open_subject
 from lwta.dissect.evaluate import RATE, discoveries, means
-from lwta.dissect.evaluation import Evaluation, overview, sentences, write_evaluation
+from lwta.dissect.evaluation import Evaluation, overview, sentences, told_reasons, write_evaluation
 from lwta.dissect.judged_layer import CONTROLS, Judge
 from lwta.dissect.label_scores import judge_generated, judge_layer
 from lwta.dissect.labelers import LayerData
@@ -70,7 +70,7 @@ def evaluate(
     table = discoveries(pd.concat(_judged(bench, top, resamples), ignore_index=True))
     found = _found(bench, table)
     if not (found.scored or found.classes or (found.truth and found.truth.selective)):
-        told = "; ".join(f"{n:,} units, {reason}" for reason, n in found.unscored.items())
+        told = told_reasons(found.unscored)
         raise InputError(f"no label can be judged on {images.spec}, and nothing was written: {told}")
     every = read_labels(folder)  # layers of which only some units are labelled were not judged, and stay
     if every is None or every.identity != known.identity:

@@ -77,10 +77,8 @@ def layers_alike(labels: pd.DataFrame) -> pd.DataFrame:
         variance = (squares - units * every**2) / (units - 1)
         told[f"every unit {name}"] = every
         told[f"every unit {name}_error"] = (variance / units).clip(lower=0) ** 0.5
-    told["over shuffled"], told["over shuffled_error"] = (
-        told["correlation ahead"],
-        told["correlation ahead_error"],
-    )
+    for end in ("", "_error"):
+        told[f"over shuffled{end}"] = told[f"correlation ahead{end}"]
     for name in ("constant", "random"):  # of these the rows have no differences unit by unit
         told[f"over {name}"] = told["correlation label"] - told[f"correlation {name}"]
         squares = (told[f"correlation {what}_error"] ** 2 for what in ("label", name))
@@ -112,6 +110,10 @@ def _pm(rows: pd.DataFrame, column: str) -> str:
     return plus_minus(*_mean(rows, column))
 
 
+def _controls(rows: pd.DataFrame, metric: str, title: str = "") -> dict[str, str]:
+    return {f"{name}{title}": _pm(rows, f"{metric} {name}") for name in CONTROLS}
+
+
 def _share(rows: pd.DataFrame, column: str) -> str:
     mean, error = _mean(rows, column)
     return f"{100 * mean:.1f} ± {100 * error:.1f} %"
@@ -140,7 +142,7 @@ def _summary(variant: str, readout: str, whole: pd.DataFrame, networks: pd.DataF
         "labelled": _percent(rows, "labelled"),
         "fires on": _percent(rows, "fires on"),
         f"correlation, {readout}": _pm(rows, "correlation label"),
-        **{name: _pm(rows, f"correlation {name}") for name in CONTROLS},
+        **_controls(rows, "correlation"),
         "of every unit": f"{_pm(rows, 'every unit label')} ({_pm(rows, 'every unit shuffled')})",
         "with a true label": _true(rows),
         "carry nine tenths": f"{own['units for 90 %'].mean():.0f}{_of(own['contribute'].mean())}",
@@ -176,9 +178,9 @@ def _labels(order: list[str], rows: pd.DataFrame) -> list[dict[str, str]]:
                 {
                     "network": variant + ("" if reading == "all" else f", at its {reading}"),
                     "correlation": _pm(part, "correlation label"),
-                    **{name: _pm(part, f"correlation {name}") for name in CONTROLS},
+                    **_controls(part, "correlation"),
                     "AUROC": _pm(part, "auroc label"),
-                    **{f"{name} AUROC": _pm(part, f"auroc {name}") for name in CONTROLS},
+                    **_controls(part, "auroc", " AUROC"),
                     "selective": _share(part, "selective"),
                     "with a true label": _true(part),
                     "labelled": _percent(part, "labelled"),

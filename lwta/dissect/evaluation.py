@@ -141,7 +141,7 @@ def sentences(found: Evaluation) -> list[str]:
         ("not judged by generated images", found.unscored_generated),
     ):
         if reasons:
-            said.append(f"{what}: " + "; ".join(f"{n:,} units, {reason}" for reason, n in reasons.items()))
+            said.append(f"{what}: {told_reasons(reasons)}")
     told = {row["metric"]: found.mean(row["metric"]) for row in found.means}
     draws = zip(KEPT, ("images", "concepts that hold it"), strict=True)
     kept = [
@@ -155,6 +155,11 @@ def sentences(found: Evaluation) -> list[str]:
     own = "" if found.judge == FACTORS else f"by {FACTORS}, not the judge: "
     said += [f"{own}{part}" for part in (found.truth, found.pairs) if part is not None]
     return said + ([] if found.classes is None else [str(found.classes)])
+
+
+def told_reasons(unscored: dict[str, int]) -> str:
+    """Why units are not judged, and how many, in words."""
+    return "; ".join(f"{n:,} units, {reason}" for reason, n in unscored.items())
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -93,9 +93,8 @@ def _groups(falling: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.ones(falling.shape, bool)
     np.not_equal(falling[:, 1:], falling[:, :-1], out=starts[:, 1:])
     higher = np.maximum.accumulate(np.where(starts, place, 0), 1)
-    ends = np.where(
-        np.roll(starts, -1, 1), place + 1, falling.shape[1]
-    )  # the last ends a group: the first begins one
+    # A group ends where the next begins; the last does too, as the first, rolled to its place, begins one.
+    ends = np.where(np.roll(starts, -1, 1), place + 1, falling.shape[1])
     return higher, np.minimum.accumulate(ends[:, ::-1], 1)[:, ::-1]
 
 

@@ -52,8 +52,8 @@ def _held_out(row: Row, name: str) -> str:
     return "" if pd.isna(mean) else plus_minus(mean, row[f"correlation_{name}_error"])
 
 
-def _discovered(row: Row, name: str) -> str:
-    count = row[f"discoveries{name}"]
+def _discovered(row: Row, column: str) -> str:
+    count = row[column]
     return "" if math.isnan(count) else f"{count:,.0f} of {row['judged_units']:,.0f}"
 
 
@@ -84,25 +84,18 @@ _LINES: dict[str, Callable[[Row], str]] = {
     "units labelled": lambda r: f"{r['labelled_units']:,} of {r['label_units']:,}",
 }
 
+_CONTROLS = {"constant": "one label for all", "shuffled": "labels shuffled", "random": "random concepts"}
+
 #: Those of labels that were judged.
 _JUDGED_LINES: dict[str, Callable[[Row], str]] = {
     **{
         f"correlation of {what}, other images": partial(_held_out, name=name)
-        for name, what in (
-            ("label", "labels"),
-            ("constant", "one label for all"),
-            ("shuffled", "labels shuffled"),
-            ("random", "random concepts"),
-        )
+        for name, what in {"label": "labels", **_CONTROLS}.items()
     },
+    "better than chance, of labels judged": partial(_discovered, column="discoveries"),
     **{
-        f"better than chance, {what}": partial(_discovered, name=name)
-        for name, what in (
-            ("", "of labels judged"),
-            ("_constant", "one label for all"),
-            ("_shuffled", "labels shuffled"),
-            ("_random", "random concepts"),
-        )
+        f"better than chance, {what}": partial(_discovered, column=f"discoveries_{name}")
+        for name, what in _CONTROLS.items()
     },
 }
 
