@@ -1,5 +1,6 @@
 """The tables of the study of labels say what its rows say, and docs/study.md what the tables say."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -42,3 +43,11 @@ def test_every_row_of_the_page_is_one_of_the_tables():
     told = rows(PAGE.read_text())
     assert len(told) >= 21 + 4 * 3 + 4 * 6
     assert not [row for row in told if row not in known]
+
+
+def test_the_readme_repeats_cells_of_the_tables():
+    table = (ROOT / "README.md").read_text().split("| correlation of labels, of one in 24 / ReLU / GELU |")[1]
+    told = re.findall(r"(\.\d{3} ± \.\d{3})", table.split("\n\n")[0])
+    assert len(told) == 4 * 6
+    known = "".join((RESULTS / f"{name}.md").read_text() for name in NAMES)
+    assert not [cell for cell in told if f"| 0{cell.replace('± ', '± 0')} |" not in known]
